@@ -1,0 +1,100 @@
+# Everything sets itself up: `make demo` and `make test` work in a fresh clone. `make help` lists the targets.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+# The range of torch stands in pyproject.toml; this reads it there.
+TORCH = $(shell $(BIN)/python -c "import tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))['project']; print(next(d for d in p['dependencies'] if d.startswith('torch')))")
+# More words for the `pip install` of torch, such as an index of CPU builds: make venv TORCH_PIP='--index-url URL'
+TORCH_PIP ?=
+# More words for pytest, such as: make test PYTEST='-k causal -x'
+PYTEST ?=
+# More words for the demo, such as: make demo DEMO='--layers 4'
+DEMO ?=
+
+# pytest-xdist runs two workers; one thread in each keeps two cores busy and no more.
+TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TORCHINDUCTOR_COMPILE_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
+MYPY_ENV := MYPYPATH=$(VENV)/src-link
+
+define CHECK_PYTHON
+import importlib.util, os, shutil, sys, sysconfig
+missing = []
+if sys.version_info < (3, 11):
+    sys.exit(f"attnlower needs Python 3.11 or newer; {sys.executable} is {sys.version.split()[0]}. "
+             "Name another one: make PYTHON=/path/to/python3.11")
+if not all(importlib.util.find_spec(name) for name in ("venv", "ensurepip")):
+    missing.append("python3-venv")
+if not os.path.exists(os.path.join(sysconfig.get_paths()["include"], "Python.h")):
+    missing.append("python3-dev")
+if not (os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")):
+    missing.append("g++")
+if missing:
+    sys.exit("attnlower needs what this machine lacks (Inductor compiles C++). As root: apt-get install " + " ".join(missing))
+endef
+export CHECK_PYTHON
+
+.PHONY: help venv lint format test wheel-check demo demo-quick bench-save clean
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+venv: $(VENV)/.installed ## create .venv and install attnlower (editable) with all it needs for tests and demo
+
+$(VENV)/.created:
+	@if [ -z "$(PYTHON)" ]; then echo "no python3 found: apt-get install python3 python3-venv python3-dev" >&2; exit 1; fi
+	@"$(PYTHON)" -c "$$CHECK_PYTHON"
+	"$(PYTHON)" -m venv $(VENV)
+	mkdir -p $(VENV)/src-link
+	ln -sfn ../.. $(VENV)/src-link/attnlower
+	@touch $@
+
+# torch on its own and first: left to the dependency resolver, a CUDA build of several GB may come instead.
+$(VENV)/.torch: $(VENV)/.created
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(TORCH_PIP) '$(TORCH)'
+	@touch $@
+
+$(VENV)/.installed: pyproject.toml $(VENV)/.torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test,hf]'
+	@touch $@
+
+lint: venv ## ruff (rules and format) and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(MYPY_ENV) $(BIN)/mypy -p attnlower
+
+format: venv ## let ruff reformat the sources and fix what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+test: lint ## set up, then ruff, mypy and pytest
+	$(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist loadgroup $(PYTEST)
+
+wheel-check: venv ## build the wheel and check that it holds the package and nothing else
+	rm -rf $(VENV)/wheel build
+	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir $(VENV)/wheel .
+	@$(BIN)/python -c "import glob, sys, zipfile; \
+	  names = zipfile.ZipFile(glob.glob('$(VENV)/wheel/*.whl')[0]).namelist(); \
+	  stray = [n for n in names if not n.startswith(('attnlower/', 'attnlower-')) or n.startswith(('attnlower/tests', 'attnlower/bench'))]; \
+	  lacking = {'attnlower/__init__.py', 'attnlower/py.typed', 'attnlower/cli.py'} - set(names); \
+	  sys.exit(f'wheel: stray {stray}, lacking {sorted(lacking)}') if stray or lacking else print(f'wheel: {len(names)} files, all of attnlower')"
+
+demo: venv ## the main job: eager, Inductor, attnlower and a hand-made oracle side by side at 4096 tokens (a few minutes)
+	$(BIN)/attnlower demo $(DEMO)
+
+demo-quick: venv ## the same, cut down to less than a minute
+	$(BIN)/attnlower demo --quick $(DEMO)
+
+bench-save: venv ## run the demo and keep its JSON in bench/results/
+	mkdir -p bench/results
+	$(BIN)/attnlower demo --json $(DEMO) > $(VENV)/demo.json
+	cp $(VENV)/demo.json "bench/results/demo-$$(date -u +%Y-%m-%d).json"
+	@ls bench/results/demo-*.json
+
+clean: ## remove .venv and every cache
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,36 @@
+"""attnlower: prove what an attention mask says, and lower attention by that proof.
+
+torch.compile(model, backend="attnlower")       # no import needed
+lowered = attnlower.lower(exported_program)     # ExportedProgram in, ExportedProgram out
+print(lowered.report)                           # one line per attention call
+"""
+
+from importlib.metadata import version
+
+from .errors import (
+    AttnLowerError,
+    CaptureError,
+    LegalizeError,
+    OptionError,
+    ProgramError,
+    ReadRuleError,
+)
+from .lowering import AttentionSite, Lowered, Report, explain, last_report, lower
+
+__version__ = version("attnlower")
+
+__all__ = [
+    "AttentionSite",
+    "AttnLowerError",
+    "CaptureError",
+    "LegalizeError",
+    "Lowered",
+    "OptionError",
+    "ProgramError",
+    "ReadRuleError",
+    "Report",
+    "__version__",
+    "explain",
+    "last_report",
+    "lower",
+]

@@ -1,0 +1,86 @@
+"""The command line: `attnlower explain program.pt2` and `attnlower demo`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .errors import AttnLowerError
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+
+
+class UsageError(AttnLowerError):
+    """A file named on the command line cannot be used."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line `argv` (default: this process's). Returns the exit code: 0, or 2 where it cannot be done."""
+    args = build_parser().parse_args(argv)
+    try:
+        code: int = args.run(args)
+    except AttnLowerError as error:
+        print(f"attnlower: {error}", file=sys.stderr)
+        return 2
+    return code
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of every command; each sets `run`, a function of the parsed arguments."""
+    from . import demo, timing
+
+    parser = argparse.ArgumentParser(
+        prog="attnlower", description="Proves what an attention mask says, and lowers attention by that proof."
+    )
+    version = f"attnlower {timing.version_of('attnlower') or '(not installed)'}"
+    parser.add_argument("--version", action="version", version=version)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    explain = commands.add_parser("explain", help="print what the masks of a saved ExportedProgram say")
+    explain.add_argument("program", type=Path, help="file written by torch.export.save (.pt2)")
+    explain.add_argument("--json", action="store_true", help="print the report as JSON")
+    explain.add_argument(
+        "--assume", metavar="CONDITION", help='a fact about the inputs to rely on, such as "attention_mask.all()"'
+    )
+    explain.set_defaults(run=run_explain)
+
+    demo.add_arguments(commands.add_parser("demo", help="eager, Inductor, attnlower and a hand-made oracle, timed"))
+    return parser
+
+
+def run_explain(args: argparse.Namespace) -> int:
+    """Print the report of the program in the file `args.program`; the file stays as it is."""
+    from . import explain, lower
+
+    program = load_program(args.program)
+    if args.assume is None:
+        report = explain(program)
+    else:
+        report = lower(program, assume=args.assume).report
+    print(json.dumps(report.to_dict(), indent=1) if args.json else report)
+    return 0
+
+
+def load_program(path: Path) -> ExportedProgram:
+    """The ExportedProgram saved at `path`; a UsageError says why there is none."""
+    if not path.is_file():
+        raise UsageError(f"{path}: {'is a folder' if path.is_dir() else 'no such file'}")
+    if not zipfile.is_zipfile(path):
+        raise UsageError(f"{path}: not a .pt2 file, which torch.export.save writes")
+    import torch
+
+    try:
+        return torch.export.load(path)
+    except Exception as error:  # torch.export.load names no set of errors that it raises
+        reason = (str(error).splitlines() or [""])[0]
+        raise UsageError(f"{path}: torch.export.load failed: {type(error).__name__}: {reason}") from error
+
+
+if __name__ == "__main__":
+    sys.exit(main())

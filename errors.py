@@ -1,0 +1,27 @@
+"""Exceptions of attnlower. Every one says what was wrong, at which node, and what to do about it."""
+
+from __future__ import annotations
+
+
+class AttnLowerError(Exception):
+    """Base class of every error that attnlower raises on purpose."""
+
+
+class OptionError(AttnLowerError, ValueError):
+    """An option, target or assumption that attnlower does not know."""
+
+
+class ProgramError(AttnLowerError, TypeError):
+    """The object handed to `lower` or `explain` is not a program attnlower can read."""
+
+
+class CaptureError(AttnLowerError):
+    """The subgraph that computes a mask could not be brought into functional ATen form."""
+
+
+class LegalizeError(AttnLowerError):
+    """A canonical attention call asks for something its target has not declared."""
+
+
+class ReadRuleError(AttnLowerError):
+    """A read rule returned something that is no expression, or was registered wrongly."""

@@ -1,0 +1,136 @@
+"""`lower` and `explain`: the entry points for programs that are already captured, and for looking without touching."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+from torch.export import ExportedProgram
+
+from ..errors import ProgramError
+from ..patterns.conditions import Condition, parse_conditions
+from ..patterns.metadata import input_label, tensor_of
+from ..patterns.prover import DEFAULT_TIMEOUT_MS, Prover
+from .assertions import insert_assertions
+from .exported import lifted_constants, size_ranges, user_inputs, with_graph
+from .history import last_report
+from .inspecting import Inspector
+from .plan import make_assumed_variant
+from .report import Report
+from .targets import find_target
+from .targets.base import Target
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """A lowered program and what was done to it.
+
+    Attributes:
+        program: of the kind that was given: ExportedProgram or GraphModule. It shares its weights with the input.
+        report: one entry per attention call.
+    """
+
+    program: Any
+    report: Report
+
+
+def lower(
+    program: ExportedProgram | fx.GraphModule,
+    *,
+    target: str | Target = "inductor",
+    assume: str | Iterable[str] | None = None,
+    check_assumptions: bool = False,
+    timeout_ms: int = DEFAULT_TIMEOUT_MS,
+) -> Lowered:
+    """Lower the attention of a captured program by proof.
+
+    Args:
+        program: an ExportedProgram, or a GraphModule from Dynamo, export or make_fx. It is not changed.
+        target: the backend to be served: "inductor" or "eager", or a `Target`.
+        assume: conditions on inputs that the caller vouches for, e.g. ``"attention_mask.all()"`` when nothing is ever
+            padded; several joined by "and" or as several strings. Recorded in the report.
+        check_assumptions: assert the assumptions at run time.
+        timeout_ms: longest time for one question to the solver, in milliseconds.
+
+    Returns:
+        The lowered program, of the same kind, and the report.
+
+    Raises:
+        ProgramError: if `program` is neither.
+        OptionError: for an unknown target or an assumption that cannot be read or names no input.
+    """
+    chosen = find_target(target)
+    prover = Prover(timeout_ms)
+    if isinstance(program, ExportedProgram):
+        assumed = parse_conditions(assume, user_inputs(program)) if assume is not None else ()
+        variant, report = make_assumed_variant(
+            program.graph_module,
+            chosen,
+            assumed,
+            constants=lifted_constants(program),
+            ranges=size_ranges(program),
+            prover=prover,
+        )
+        if check_assumptions:
+            insert_assertions(variant.gm, assumed)
+        return Lowered(with_graph(program, variant.gm), report)
+    if isinstance(program, fx.GraphModule):
+        assumed = parse_conditions(assume, _tensor_inputs(program)) if assume is not None else ()
+        variant, report = make_assumed_variant(program, chosen, assumed, prover=prover)
+        if check_assumptions:
+            insert_assertions(variant.gm, assumed)
+        return Lowered(variant.gm, report)
+    raise ProgramError(
+        f"lower takes an ExportedProgram or a GraphModule, not {type(program).__name__}; "
+        "use torch.export.export(model, ...) or torch.compile(model, backend='attnlower')"
+    )
+
+
+def _tensor_inputs(gm: fx.GraphModule) -> dict[str, str]:
+    """Names by which a graph's tensor inputs may be called: the node's own and the user's."""
+    found: dict[str, str] = {}
+    for node in gm.graph.nodes:
+        if node.op == "placeholder" and tensor_of(node) is not None:
+            found.setdefault(input_label(node), node.name)
+            found[node.name] = node.name
+    return found
+
+
+def explain(model_or_program: Any, *args: Any, **kwargs: Any) -> Report:
+    """Say what attnlower finds in a model or program and would do about it. Changes nothing.
+
+    Args:
+        model_or_program: an ExportedProgram or GraphModule, or a model or function to be captured as torch.compile would.
+        args: arguments of the model, if it is one. It is called once on copies of them, without gradients.
+        kwargs: likewise.
+
+    Raises:
+        ProgramError: if it is none of these.
+    """
+    if isinstance(model_or_program, (ExportedProgram, fx.GraphModule)) and not args and not kwargs:
+        return lower(model_or_program).report
+    if not callable(model_or_program):
+        raise ProgramError(f"explain takes a model, a function or a program, not {type(model_or_program).__name__}")
+    return _explain_by_compiling(model_or_program, args, kwargs)
+
+
+def _explain_by_compiling(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Report:
+    inspector = Inspector()
+    buffers = [(b, b.detach().clone()) for b in model.buffers()] if isinstance(model, torch.nn.Module) else []
+
+    def call(*inner_args: Any, **inner_kwargs: Any) -> Any:
+        return model(*inner_args, **inner_kwargs)
+
+    compiled = torch.compile(call, backend=inspector)
+    with torch.no_grad(), torch.random.fork_rng():
+        compiled(*copy.deepcopy(args), **copy.deepcopy(kwargs))
+        for buffer, before in buffers:
+            buffer.copy_(before)
+    return inspector.report()
+
+
+__all__ = ["Condition", "Lowered", "explain", "last_report", "lower"]

@@ -1,0 +1,121 @@
+"""The torch.compile backend `attnlower` (entry point group `torch_dynamo_backends`)."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import fx
+
+from ..errors import OptionError
+from ..patterns.prover import Prover
+from .guarded import Compiled, GuardedCallable, checks_for, unwrap_floats
+from .history import remember
+from .options import BackendOptions, parse_options
+from .plan import Plan, make_plan
+from .report import Report
+
+log = logging.getLogger("attnlower")
+_warned: set[str] = set()
+
+
+def attnlower_backend(
+    gm: fx.GraphModule,
+    example_inputs: Sequence[Any],
+    *,
+    mode: str | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> Compiled:
+    """Lower the attention of a Dynamo graph by proof and compile the result.
+
+    Args:
+        gm: the graph as Dynamo captured it.
+        example_inputs: its (fake) inputs.
+        mode: torch.compile's mode, handed to Inductor.
+        options: see `BackendOptions`; Inductor's own options are handed on.
+
+    Raises:
+        OptionError: for an unknown option or mode.
+    """
+    chosen = parse_options(options, mode)
+    plan = plan_or_none(gm, chosen)
+    if plan is None:
+        return _compile(gm, example_inputs, chosen)
+    if plan.guarded is None:
+        # Nothing rewritten: hand on the very graph Dynamo made.
+        program = plan.general.gm if plan.general.changed else gm
+        return _compile(program, example_inputs, chosen)
+    fast = _compile(plan.guarded.gm, example_inputs, chosen)
+    return GuardedCallable(fast, _lazy_general(plan, gm, chosen), checks_for(gm, plan.conditions))
+
+
+def plan_or_none(gm: fx.GraphModule, chosen: BackendOptions) -> Plan | None:
+    """The plan for a graph; None after an internal error, with one warning (unless `strict`)."""
+    try:
+        plan = make_plan(gm, chosen.target, guard=chosen.padding == "guard", prover=Prover(chosen.timeout_ms))
+    except OptionError:
+        raise
+    except Exception as error:
+        if chosen.strict:
+            raise
+        reason = f"{type(error).__name__}: {error}"
+        remember(Report(target=chosen.target.name, error=reason))
+        _warn_once(reason)
+        return None
+    remember(plan.report)
+    for result in plan.report.passes:
+        log.info("%s", result)
+    return plan
+
+
+def _warn_once(reason: str) -> None:
+    if reason not in _warned:
+        _warned.add(reason)
+        warnings.warn(
+            f"attnlower left a graph untouched after an internal error ({reason}); "
+            "compile with options={'strict': True} to raise it",
+            stacklevel=2,
+        )
+
+
+def _compile(gm: fx.GraphModule, example_inputs: Sequence[Any], chosen: BackendOptions) -> Compiled:
+    if chosen.target.name != "inductor":
+        return gm.forward
+    from torch._inductor.compile_fx import compile_fx
+
+    compiled: Compiled = compile_fx(gm, list(example_inputs), config_patches=dict(chosen.inductor) or None)
+    return compiled
+
+
+def _lazy_general(plan: Plan, gm: fx.GraphModule, chosen: BackendOptions) -> Callable[[], Compiled]:
+    """Compile the general variant when it is needed.
+
+    By then Dynamo has fixed the guards of the graph, so compiling in its context could rest on sizes nobody checks. The
+    variant goes through torch.compile again and gets guards of its own.
+    """
+    program = plan.general.gm if plan.general.changed else gm
+    if chosen.target.name != "inductor":
+        return lambda: program.forward
+    dynamic = any(n.op == "placeholder" and isinstance(_recorded(n), torch.SymInt) for n in gm.graph.nodes)
+
+    def make() -> Compiled:
+        unwrapped, floats = unwrap_floats(program)
+        options = dict(chosen.inductor) or None
+        compiled = torch.compile(unwrapped, backend="inductor", dynamic=dynamic, options=options)
+
+        def run(*args: Any) -> Any:
+            given = list(args)
+            for position in floats:
+                given[position] = float(given[position])
+            return compiled(*given)
+
+        return run
+
+    return make
+
+
+def _recorded(node: fx.Node) -> Any:
+    return node.meta.get("example_value", node.meta.get("val"))

@@ -1,0 +1,74 @@
+"""ExportedPrograms: take one apart for reading, and put the rewritten graph back with a valid signature."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+
+import torch
+from torch import fx
+from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind, TensorArgument
+
+from ..patterns.sizes import ranges_of
+
+
+def lifted_constants(program: ExportedProgram) -> dict[str, torch.Tensor]:
+    """Constant tensors (not parameters, not buffers) by the name of their placeholder."""
+    found: dict[str, torch.Tensor] = {}
+    for spec in program.graph_signature.input_specs:
+        if spec.kind is InputKind.CONSTANT_TENSOR and spec.target is not None:
+            value = program.constants.get(spec.target)
+            if isinstance(value, torch.Tensor):
+                found[spec.arg.name] = value
+    return found
+
+
+def user_inputs(program: ExportedProgram) -> dict[str, str]:
+    """The user's tensor inputs: name to name of the placeholder."""
+    return {
+        spec.arg.name: spec.arg.name
+        for spec in program.graph_signature.input_specs
+        if spec.kind is InputKind.USER_INPUT and isinstance(spec.arg, TensorArgument)
+    }
+
+
+def size_ranges(program: ExportedProgram) -> dict[str, tuple[int, int | None]]:
+    """The inclusive ranges of the program's size symbols."""
+    return ranges_of(program.range_constraints)
+
+
+def with_graph(program: ExportedProgram, gm: fx.GraphModule) -> ExportedProgram:
+    """The program with another graph that has the same inputs and as many outputs.
+
+    Weights, buffers and constants are the same tensor objects as the program's.
+    """
+    signature = copy.deepcopy(program.graph_signature)
+    output = next(n for n in gm.graph.nodes if n.op == "output")
+    renamed: dict[str, str] = {}
+    for spec, value in zip(signature.output_specs, output.args[0], strict=True):  # type: ignore[arg-type]
+        if isinstance(value, fx.Node) and hasattr(spec.arg, "name") and spec.arg.name != value.name:
+            renamed[spec.arg.name] = value.name
+            spec.arg.name = value.name
+    return ExportedProgram(
+        root=gm,
+        graph=gm.graph,
+        graph_signature=signature,
+        state_dict=program.state_dict,
+        range_constraints=copy.deepcopy(program.range_constraints),
+        module_call_graph=_renamed(program.module_call_graph, renamed),
+        example_inputs=program.example_inputs,
+        constants=program.constants,
+        verifiers=list(program.verifiers),
+    )
+
+
+def _renamed(module_call_graph: list[object], renamed: Mapping[str, str]) -> list[object]:
+    """A copy of the module call graph in which outputs carry the names they have now."""
+    copied = copy.deepcopy(module_call_graph)
+    for entry in copied:
+        signature = getattr(entry, "signature", None)
+        for argument in (*getattr(signature, "inputs", ()), *getattr(signature, "outputs", ())):
+            if getattr(argument, "name", None) in renamed:
+                argument.name = renamed[argument.name]
+    return copied

@@ -1,0 +1,84 @@
+"""Run the fast variant of a program when its conditions hold, else the general one, per call."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import fx
+
+from ..patterns.capture import op_name
+from ..patterns.conditions import Condition
+from ..patterns.metadata import tensor_of
+from .copying import copy_graph_module
+
+Compiled = Callable[..., Any]
+
+
+class GuardedCallable:
+    """A compiled graph in two variants and the check that picks one at every call.
+
+    The check is one small reduction over each input concerned (`attention_mask.all()`), read back by the host. The
+    general variant is compiled when it is first needed.
+    """
+
+    def __init__(
+        self, fast: Compiled, make_general: Callable[[], Compiled], checks: Sequence[tuple[int, Condition]]
+    ) -> None:
+        self._fast = fast
+        self._make_general = make_general
+        self._general: Compiled | None = None
+        self._checks = tuple(checks)
+        self._lock = threading.Lock()
+
+    @property
+    def general_is_compiled(self) -> bool:
+        """True once a call has needed the general variant."""
+        return self._general is not None
+
+    def holds(self, args: Sequence[Any]) -> bool:
+        """True if all conditions hold for these arguments."""
+        with torch.no_grad():
+            return all(bool(condition.holds(args[position])) for position, condition in self._checks)
+
+    def __call__(self, *args: Any) -> Any:
+        if self.holds(args):
+            return self._fast(*args)
+        if self._general is None:
+            with self._lock:
+                if self._general is None:
+                    self._general = self._make_general()
+        return self._general(*args)
+
+
+def checks_for(gm: fx.GraphModule, conditions: Sequence[Condition]) -> list[tuple[int, Condition]]:
+    """The position of each condition's input among the graph's arguments."""
+    names = [n.name for n in gm.graph.nodes if n.op == "placeholder"]
+    return [(names.index(c.node), c) for c in conditions]
+
+
+def unwrap_floats(gm: fx.GraphModule) -> tuple[fx.GraphModule, tuple[int, ...]]:
+    """A copy of a Dynamo graph that takes Python floats where Dynamo had wrapped them into 0-d tensors.
+
+    Compiling a graph a second time would meet `tensor.item()` on an ordinary input and break the graph there; given
+    the float itself, Dynamo treats it as it did the first time.
+
+    Returns:
+        The copy, and the positions of the arguments that are to be given as floats.
+    """
+    copied, _ = copy_graph_module(gm)
+    positions: list[int] = []
+    for position, node in enumerate(n for n in copied.graph.nodes if n.op == "placeholder"):
+        tensor = tensor_of(node)
+        if tensor is None or tensor.dim() != 0 or tensor.dtype is not torch.float64 or not node.users:
+            continue
+        if any(user.op != "call_method" or op_name(user) != "item" for user in node.users):
+            continue
+        for user in list(node.users):
+            user.replace_all_uses_with(node)
+            copied.graph.erase_node(user)
+        positions.append(position)
+    copied.recompile()
+    return copied, tuple(positions)

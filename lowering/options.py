@@ -1,0 +1,90 @@
+"""Options of `torch.compile(backend="attnlower", options={...})`."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..errors import OptionError
+from ..patterns.prover import DEFAULT_TIMEOUT_MS
+from .targets import find_target
+from .targets.base import Target
+
+PADDING_MODES = ("guard", "keep")
+OWN_OPTIONS = ("target", "padding", "strict", "timeout_ms")
+
+
+@dataclass(frozen=True)
+class BackendOptions:
+    """What the backend was asked to do.
+
+    Attributes:
+        target: the backend behind attnlower: "inductor" (default) or "eager".
+        padding: "guard" (default) checks padding masks at every call and runs the faster graph when nothing is padded;
+            "keep" leaves them as they are.
+        strict: raise internal errors and do not fall back to the untouched graph.
+        timeout_ms: longest time for one question to the solver, in milliseconds.
+        inductor: options handed on to Inductor.
+    """
+
+    target: Target
+    padding: str = "guard"
+    strict: bool = False
+    timeout_ms: int = DEFAULT_TIMEOUT_MS
+    inductor: Mapping[str, Any] = field(default_factory=dict)
+
+
+def parse_options(options: Mapping[str, Any] | None, mode: str | None = None) -> BackendOptions:
+    """Check the options of torch.compile.
+
+    Args:
+        options: attnlower's own options and any of Inductor's.
+        mode: torch.compile's `mode`, turned into Inductor's options.
+
+    Raises:
+        OptionError: for an unknown name or a value of the wrong kind.
+    """
+    given = dict(options or {})
+    target = find_target(given.pop("target", "inductor"))
+    padding = given.pop("padding", "guard")
+    if padding not in PADDING_MODES:
+        raise OptionError(f"option 'padding' is one of {list(PADDING_MODES)}, not {padding!r}")
+    strict = given.pop("strict", False)
+    if not isinstance(strict, bool):
+        raise OptionError(f"option 'strict' is True or False, not {strict!r}")
+    timeout = given.pop("timeout_ms", DEFAULT_TIMEOUT_MS)
+    if isinstance(timeout, bool) or not isinstance(timeout, int) or timeout <= 0:
+        raise OptionError(f"option 'timeout_ms' is a positive number of milliseconds, not {timeout!r}")
+    return BackendOptions(target, padding, strict, timeout, {**_mode_options(mode), **_inductor_options(given)})
+
+
+def _mode_options(mode: str | None) -> dict[str, Any]:
+    if mode is None or mode == "default":
+        return {}
+    from torch._inductor import list_mode_options
+
+    try:
+        return dict(list_mode_options(mode))
+    except RuntimeError as error:
+        raise OptionError(f"unknown mode {mode!r}: {error}") from error
+
+
+def _inductor_options(given: Mapping[str, Any]) -> dict[str, Any]:
+    if not given:
+        return {}
+    from torch._inductor import config
+
+    known = set(config.get_config_copy())
+    found: dict[str, Any] = {}
+    for name, value in given.items():
+        attribute = str(name).replace("-", "_")
+        if attribute not in known:
+            near = difflib.get_close_matches(str(name), [*OWN_OPTIONS, *known], n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise OptionError(
+                f"unknown option {name!r}{hint} attnlower takes {list(OWN_OPTIONS)} and the options of Inductor"
+            )
+        found[attribute] = value
+    return found

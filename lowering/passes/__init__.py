@@ -1,0 +1,10 @@
+"""Passes, one per file. Each states the law it relies on and what must have run before it."""
+
+from .canonicalize import Canonicalize
+from .drop_mask import DropMask
+from .guard_padding import GuardPadding
+from .legalize import Legalize
+from .mask_to_alignment import MaskToAlignment
+from .share_masks import ShareMasks
+
+__all__ = ["Canonicalize", "DropMask", "GuardPadding", "Legalize", "MaskToAlignment", "ShareMasks"]

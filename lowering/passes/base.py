@@ -1,0 +1,190 @@
+"""What a pass is and what it works on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import fx
+
+from ...patterns.analyze import SiteAnalysis
+from ...patterns.conditions import Condition
+from ...patterns.masks.template import Alignment
+from ..op import attention as _attention_op  # registers attnlower::attention
+from ..result import Change, PassResult, Refusal
+from ..targets.base import Target
+
+
+@dataclass
+class Site:
+    """One attention call in the graph being rewritten.
+
+    Attributes:
+        analysis: what its mask means, from the graph as it was given.
+        node: the call's node in this graph: the spelling found, or the canonical call once there is one.
+        canonical: True once the node is a call of `attnlower::attention`.
+        action: what was done to its mask so far: "keep", "drop_mask" or "is_causal".
+        conditions: conditions on inputs that the action rests on.
+    """
+
+    analysis: SiteAnalysis
+    node: fx.Node
+    canonical: bool = False
+    action: str = "keep"
+    conditions: tuple[Condition, ...] = ()
+
+
+@dataclass
+class PassContext:
+    """What a pipeline run works on.
+
+    Attributes:
+        gm: the graph, a copy of the user's.
+        nodes: from the user's nodes to this copy's.
+        sites: the attention calls.
+        target: the backend to be served.
+        assumed: conditions on inputs that may be relied on in this variant.
+        done: names of the passes that have run.
+    """
+
+    gm: fx.GraphModule
+    nodes: dict[fx.Node, fx.Node]
+    sites: list[Site]
+    target: Target
+    assumed: tuple[Condition, ...] = ()
+    done: list[str] = field(default_factory=list)
+
+
+class Pass(Protocol):
+    """One rewrite of the graph.
+
+    Attributes:
+        name: as in reports.
+        requires: names of passes that must have run before.
+    """
+
+    name: str
+    requires: tuple[str, ...]
+
+    def run(self, context: PassContext) -> PassResult:
+        """Rewrite the graph in the context and say what was done."""
+        ...
+
+
+def for_each_site(
+    context: PassContext, name: str, rewrite: Callable[[PassContext, Site], str | Refusal | None]
+) -> PassResult:
+    """Apply a rewrite to every site; it returns what it did, a refusal, or None where it does not apply."""
+    changes: list[Change] = []
+    refusals: list[Refusal] = []
+    for site in context.sites:
+        outcome = rewrite(context, site)
+        if isinstance(outcome, Refusal):
+            refusals.append(outcome)
+        elif outcome is not None:
+            changes.append(Change(site.analysis.call.node.name, site.analysis.module, outcome))
+    return PassResult(name, tuple(changes), tuple(refusals))
+
+
+def refuse(site: Site, reason: str, node: str = "") -> Refusal:
+    """A refusal at a site."""
+    return Refusal(node or site.analysis.call.node.name, site.analysis.module, reason)
+
+
+def rewrite_site(
+    context: PassContext,
+    site: Site,
+    *,
+    mask: fx.Node | None = None,
+    bias: fx.Node | None = None,
+    alignment: Alignment = Alignment.NONE,
+) -> None:
+    """Put a canonical call with this mask, bias and alignment in the place of a site's call."""
+    call = site.analysis.call
+    graph = context.gm.graph
+    old = site.node
+    query, key, value = (context.nodes[n] for n in (call.query, call.key, call.value))
+    arguments: dict[str, Any] = {
+        "mask": mask,
+        "bias": bias,
+        "alignment": alignment.value,
+        "scale": _copied(context, call.scale),
+        "dropout_p": _copied(context, call.dropout_p),
+        "enable_gqa": call.enable_gqa,
+    }
+    with graph.inserting_before(old):
+        new = graph.call_function(torch.ops.attnlower.attention.default, (query, key, value), arguments)
+    new.meta = dict(old.meta)
+    old.replace_all_uses_with(new)
+    context.nodes[call.node] = new
+    site.node, site.canonical = new, True
+    erase_if_dead(graph, old)
+
+
+def _copied(context: PassContext, value: Any) -> Any:
+    return context.nodes[value] if isinstance(value, fx.Node) else value
+
+
+_PURE_PACKETS_KEPT = ("_assert", "sym_constrain", "record_function")
+
+
+def erase_if_dead(graph: fx.Graph, node: fx.Node) -> None:
+    """Erase a node nobody uses, and its operands as far as they become unused and have no side effect."""
+    pending = [node]
+    while pending:
+        current = pending.pop()
+        if current.op in ("placeholder", "output") or current._erased:
+            continue
+        watchers = list(current.users)
+        if any(not _only_checks_metadata(w) for w in watchers) or not _is_pure(current):
+            continue
+        for watcher in watchers:
+            graph.erase_node(watcher)
+        operands = current.all_input_nodes
+        graph.erase_node(current)
+        pending.extend(operands)
+
+
+def _only_checks_metadata(node: fx.Node) -> bool:
+    """True for assertions on dtype, device and layout, which say nothing once the tensor is gone."""
+    return getattr(node.target, "overloadpacket", None) is torch.ops.aten._assert_tensor_metadata
+
+
+def _is_pure(node: fx.Node) -> bool:
+    """True if erasing an unused node changes nothing: it writes nowhere, draws no random number, checks nothing."""
+    from ...patterns.capture import op_name, written_tensors
+
+    if node.op == "get_attr":
+        return True
+    if node.op not in ("call_function", "call_method") or written_tensors(node):
+        return False
+    name = op_name(node)
+    if name.startswith(_PURE_PACKETS_KEPT) or name.startswith("_assert") or name.startswith("_set_grad"):
+        return False
+    if isinstance(node.target, torch._ops.OpOverload):
+        return not (node.target._schema.is_mutable or torch.Tag.nondeterministic_seeded in node.target.tags)
+    if isinstance(node.target, torch._ops.HigherOrderOperator):
+        return False
+    if node.op == "call_function" and (getattr(node.target, "__module__", "") or "").startswith("torch._C._functorch"):
+        return False
+    return name not in _SIDE_EFFECTS
+
+
+_SIDE_EFFECTS = frozenset(
+    {"dropout", "rand", "randn", "rand_like", "randn_like", "randint", "bernoulli", "multinomial", "manual_seed"}
+    | {"_log_api_usage_once", "_enter_autocast", "_exit_autocast", "print", "item", "tolist", "check", "_check"}
+    | {"_saved_tensors_hooks_disable", "setitem", "all_reduce", "wait_tensor"}
+)
+
+__all__ = [
+    "Pass",
+    "PassContext",
+    "Site",
+    "_attention_op",
+    "erase_if_dead",
+    "for_each_site",
+    "refuse",
+    "rewrite_site",
+]

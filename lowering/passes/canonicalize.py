@@ -1,0 +1,51 @@
+"""Canonicalize: every spelling of attention becomes one call of `attnlower::attention`.
+
+Law: SDPA(q, k, v, attn_mask, is_causal, scale) == attention(q, k, v, mask | bias, alignment, scale), where a boolean
+attn_mask is `mask`, a float one is `bias` and is_causal is UPPER_LEFT. The fused kernels compute the same function.
+
+Where the law stops: attention written out with matmul and softmax gives NaN for a row without any allowed key, the
+canonical op gives zeros. So a written-out call with a mask is left until a later pass proves that its mask has no such
+row (full or causal); without a mask there is none.
+"""
+
+from __future__ import annotations
+
+from ...patterns.calls import TermMode
+from ...patterns.masks.template import Alignment
+from ...patterns.metadata import tensor_of
+from ..result import PassResult, Refusal
+from .base import PassContext, Site, for_each_site, refuse, rewrite_site
+
+
+class Canonicalize:
+    """Replace the calls whose canonical form is equal for every input."""
+
+    name = "canonicalize"
+    requires: tuple[str, ...] = ()
+
+    def run(self, context: PassContext) -> PassResult:
+        """Rewrite what is lossless; refuse the rest with the reason."""
+        return for_each_site(context, self.name, self._rewrite)
+
+    def _rewrite(self, context: PassContext, site: Site) -> str | Refusal | None:
+        call = site.analysis.call
+        if call.spelling == "canonical":
+            site.canonical = True
+            return None
+        if call.blockers:
+            return refuse(site, "; ".join(call.blockers))
+        if site.analysis.classification is None:
+            return refuse(site, site.analysis.problem, site.analysis.problem_node)
+        if call.empty_rows_are_nan and call.terms:
+            return refuse(site, "attention written out with a mask: rows without any key would be zeros, not NaN")
+        alignment = Alignment.UPPER_LEFT if call.is_causal else Alignment.NONE
+        mask = bias = None
+        if call.terms:
+            if len(call.terms) != 1 or call.terms[0].mode is not TermMode.ATTN_MASK:
+                return refuse(site, "several masks act on the scores")
+            node = context.nodes[call.terms[0].node]
+            tensor = tensor_of(call.terms[0].node)
+            boolean = tensor is not None and tensor.dtype.is_floating_point is False
+            mask, bias = (node, None) if boolean else (None, node)
+        rewrite_site(context, site, mask=mask, bias=bias, alignment=alignment)
+        return call.spelling

@@ -1,0 +1,92 @@
+"""The pipeline: canonicalize, rewrite on proof, legalize. The order is declared here and checked against the passes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import fx
+
+from ..errors import AttnLowerError
+from ..patterns.analyze import Analysis
+from ..patterns.conditions import Condition
+from .copying import copy_graph_module
+from .passes import Canonicalize, DropMask, GuardPadding, Legalize, MaskToAlignment, ShareMasks
+from .passes.base import Pass, PassContext, Site
+from .result import PassResult
+from .targets.base import Target
+
+PIPELINE: tuple[Pass, ...] = (
+    Canonicalize(),
+    DropMask(),
+    MaskToAlignment(),
+    GuardPadding(),
+    ShareMasks(),
+    Legalize(),
+)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One rewritten copy of a program.
+
+    Attributes:
+        gm: the rewritten graph.
+        sites: its attention calls with what was done to each.
+        results: what each pass did, in order.
+    """
+
+    gm: fx.GraphModule
+    sites: tuple[Site, ...]
+    results: tuple[PassResult, ...]
+
+    @property
+    def changed(self) -> bool:
+        """True if a mask was dropped, replaced or shared."""
+        rewrites = ("drop_mask", "mask_to_alignment", "guard_padding", "share_masks")
+        return any(r.changed for r in self.results if r.name in rewrites)
+
+
+def check_order(passes: tuple[Pass, ...]) -> None:
+    """Check that every pass stands behind those it requires.
+
+    Raises:
+        AttnLowerError: if one does not.
+    """
+    seen: set[str] = set()
+    for entry in passes:
+        missing = [name for name in entry.requires if name not in seen]
+        if missing:
+            raise AttnLowerError(f"pass '{entry.name}' must run after {missing}")
+        seen.add(entry.name)
+
+
+def build_variant(
+    gm: fx.GraphModule,
+    analysis: Analysis,
+    target: Target,
+    assumed: tuple[Condition, ...] = (),
+    passes: tuple[Pass, ...] = PIPELINE,
+) -> Variant:
+    """Run the pipeline on a copy of a graph.
+
+    Args:
+        gm: the graph that was analysed; it is not changed.
+        analysis: what its masks mean.
+        target: the backend to be served.
+        assumed: conditions on inputs that this variant may rely on.
+        passes: the passes, in order.
+
+    Raises:
+        AttnLowerError: if the passes are out of order or a call cannot be legalised. The input is untouched.
+    """
+    check_order(passes)
+    copied, nodes = copy_graph_module(gm)
+    sites = [Site(found, nodes[found.call.node]) for found in analysis.sites]
+    context = PassContext(copied, nodes, sites, target, assumed)
+    results: list[PassResult] = []
+    for entry in passes:
+        results.append(entry.run(context))
+        context.done.append(entry.name)
+    copied.graph.lint()
+    copied.recompile()
+    return Variant(copied, tuple(sites), tuple(results))

@@ -1,0 +1,231 @@
+"""The report: one line per attention call."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..patterns.analyze import Analysis, SiteAnalysis
+from ..patterns.conditions import Condition
+from ..patterns.verdict import Proved, Refuted
+from .passes.base import Site
+from .result import PassResult
+
+
+@dataclass(frozen=True)
+class AttentionSite:
+    """One attention call of a program.
+
+    Attributes:
+        module: path of the module that issued it, e.g. ``model.layers.0.self_attn``.
+        node: name of its node in the graph.
+        formula: who may attend to whom, e.g. ``k <= q & attention_mask[b, k]``; with ``; bias ...`` for what is added.
+        kinds: words for the mask's parts: "full", "causal", "sliding_window", "packed", "padding", "bias", "opaque".
+        verdict: "proved", "refuted" or "unknown".
+        action: "drop_mask", "is_causal", "guarded", "banded" or "keep".
+        reason: one sentence.
+        witness: for a refuted mask, sizes, coordinates and inputs at which it differs from the nearest known mask.
+        spelling: how the call is written in the graph ("sdpa", "eager", ...).
+        conditions: what a "guarded" action rests on, e.g. ``("attention_mask.all()",)``.
+    """
+
+    module: str
+    node: str
+    formula: str
+    kinds: frozenset[str]
+    verdict: str
+    action: str
+    reason: str
+    witness: Mapping[str, int | bool] | None = None
+    spelling: str = "sdpa"
+    conditions: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """The site as JSON data."""
+        return {
+            "module": self.module,
+            "node": self.node,
+            "formula": self.formula,
+            "kinds": sorted(self.kinds),
+            "verdict": self.verdict,
+            "action": self.action,
+            "reason": self.reason,
+            "witness": dict(self.witness) if self.witness is not None else None,
+            "spelling": self.spelling,
+            "conditions": list(self.conditions),
+        }
+
+
+@dataclass(frozen=True)
+class Report:
+    """What attnlower found in a program and did about it.
+
+    Attributes:
+        sites: the attention calls, in graph order.
+        passes: what each pass did (to the variant that runs under the guards, if there is one).
+        target: name of the backend.
+        assumptions: conditions the caller vouched for.
+        near_misses: what looked like attention but is not matched: (node, reason).
+        stats: counts and times: masks proved, solver calls, milliseconds for reading, solving and importing z3.
+        error: why the program was left untouched after an internal error; empty otherwise.
+    """
+
+    sites: tuple[AttentionSite, ...] = ()
+    passes: tuple[PassResult, ...] = ()
+    target: str = "inductor"
+    assumptions: tuple[str, ...] = ()
+    near_misses: tuple[tuple[str, str], ...] = ()
+    stats: Mapping[str, float] = field(default_factory=dict)
+    error: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as JSON data."""
+        return {
+            "target": self.target,
+            "assumptions": list(self.assumptions),
+            "sites": [s.to_dict() for s in self.sites],
+            "passes": [
+                {
+                    "name": p.name,
+                    "changes": [vars(c) for c in p.changes],
+                    "refusals": [vars(r) for r in p.refusals],
+                }
+                for p in self.passes
+            ],
+            "near_misses": [{"node": n, "reason": r} for n, r in self.near_misses],
+            "stats": dict(self.stats),
+            "error": self.error,
+        }
+
+    def __str__(self) -> str:
+        return render(self)
+
+
+def render(report: Report, width: int = 160) -> str:
+    """The report as a table of at most `width` columns."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(file=io.StringIO(), width=width, color_system=None, legacy_windows=False)
+    lines = [f"attnlower: {len(report.sites)} attention call(s), target {report.target}"]
+    if report.assumptions:
+        lines.append(f"assumed: {' and '.join(report.assumptions)}")
+    if report.error:
+        lines.append(f"left untouched after an internal error: {report.error}")
+    console.print("\n".join(lines), markup=False, highlight=False)
+    if report.sites:
+        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+        for heading in ("module", "formula", "verdict", "action", "reason"):
+            table.add_column(heading, overflow="fold")
+        for site in report.sites:
+            cells = (site.module or site.node, _shortened(site.formula), site.verdict, site.action, site.reason)
+            table.add_row(*(_escaped(c) for c in cells))
+        console.print(table)
+    for node, reason in report.near_misses:
+        console.print(f"not matched: node '{node}': {reason}", markup=False, highlight=False)
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    return "\n".join(line.rstrip() for line in text.splitlines())
+
+
+def _shortened(formula: str, limit: int = 90) -> str:
+    return formula if len(formula) <= limit else formula[: limit - 3] + "..."
+
+
+def _escaped(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)
+
+
+def build_report(
+    analysis: Analysis,
+    general: tuple[Site, ...],
+    guarded: tuple[Site, ...] | None,
+    passes: tuple[PassResult, ...],
+    target: str,
+    assumptions: tuple[str, ...] = (),
+) -> Report:
+    """Put together what was found and done.
+
+    Args:
+        analysis: the proofs.
+        general: sites of the variant that is valid for every input.
+        guarded: sites of the variant that is valid under conditions; None if there is none.
+        passes: what the passes did.
+        target: the backend's name.
+        assumptions: what the caller vouched for.
+    """
+    refusals = {(r.module, r.node): r.reason for p in passes for r in p.refusals}
+    sites = tuple(
+        _site(found, general[i], guarded[i] if guarded is not None else None, refusals)
+        for i, found in enumerate(analysis.sites)
+    )
+    stats = analysis.prover.stats
+    return Report(
+        sites=sites,
+        passes=passes,
+        target=target,
+        assumptions=assumptions,
+        near_misses=tuple((m.node.name, m.reason) for m in analysis.near_misses),
+        stats={
+            "masks_proved": stats.masks,
+            "solver_calls": stats.solver_calls,
+            "read_ms": analysis.read_ms,
+            "solver_ms": stats.solver_ms,
+            "import_ms": stats.import_ms,
+        },
+    )
+
+
+def _site(
+    found: SiteAnalysis, general: Site, guarded: Site | None, refusals: Mapping[tuple[str, str], str]
+) -> AttentionSite:
+    call, named = found.call, found.classification
+    acting = guarded if guarded is not None and guarded.action != "keep" else general
+    action = "guarded" if acting.conditions else acting.action
+    if named is None:
+        return AttentionSite(
+            module=found.module,
+            node=call.node.name,
+            formula="?",
+            kinds=frozenset({"opaque"}),
+            verdict="unknown",
+            action="keep",
+            reason=found.problem,
+            spelling=call.spelling,
+        )
+    verdict = named.verdict
+    word = "proved" if isinstance(verdict, Proved) else "refuted" if isinstance(verdict, Refuted) else "unknown"
+    return AttentionSite(
+        module=found.module,
+        node=call.node.name,
+        formula=str(named.predicate),
+        kinds=named.kinds,
+        verdict=word,
+        action=action,
+        reason=_reason(found, action, acting.conditions, refusals),
+        witness=dict(verdict.witness) if isinstance(verdict, Refuted) else None,
+        spelling=call.spelling,
+        conditions=tuple(str(c) for c in acting.conditions),
+    )
+
+
+def _reason(
+    found: SiteAnalysis, action: str, conditions: tuple[Condition, ...], refusals: Mapping[tuple[str, str], str]
+) -> str:
+    named, call = found.classification, found.call
+    if named is None:
+        return found.problem
+    if action == "guarded" and named.guard is not None:
+        return f"{named.guard.template} whenever {' and '.join(str(c) for c in conditions)}, else {named.reason}"
+    if action != "keep":
+        return named.reason
+    if not call.terms:
+        return f"{named.reason}; no mask to remove" if not call.is_causal else f"{named.reason}; is_causal is already set"
+    refused = refusals.get((found.module, call.node.name), "")
+    hint = ""
+    if named.guard is not None and not call.blockers:
+        hint = f"{named.guard.template} whenever {' and '.join(str(c) for c in named.guard.conditions)}"
+    return "; ".join(dict.fromkeys(part for part in (named.reason, hint, refused) if part))

@@ -1,0 +1,26 @@
+"""Targets: what a backend runs best, and what it supports."""
+
+from __future__ import annotations
+
+from ...errors import OptionError
+from .base import Target
+from .eager import EAGER
+from .inductor import INDUCTOR
+
+TARGETS: dict[str, Target] = {target.name: target for target in (EAGER, INDUCTOR)}
+
+
+def find_target(target: str | Target) -> Target:
+    """A target by name, or the target itself.
+
+    Raises:
+        OptionError: for an unknown name.
+    """
+    if isinstance(target, Target):
+        return target
+    if target not in TARGETS:
+        raise OptionError(f"unknown target {target!r}; attnlower knows {sorted(TARGETS)}, or takes a Target")
+    return TARGETS[target]
+
+
+__all__ = ["TARGETS", "Target", "find_target"]

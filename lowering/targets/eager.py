@@ -1,0 +1,17 @@
+"""Eager PyTorch: the rewritten graph is run as it is."""
+
+from __future__ import annotations
+
+from ...patterns.masks.template import Alignment
+from .base import Target
+from .sdpa import emit_sdpa
+
+EAGER = Target(
+    name="eager",
+    alignments=frozenset({Alignment.NONE, Alignment.UPPER_LEFT}),
+    bool_mask=True,
+    float_mask=True,
+    mask_with_alignment=False,
+    grouped_heads=True,
+    emit=emit_sdpa,
+)

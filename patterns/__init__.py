@@ -1,0 +1,50 @@
+"""Reading: what attention and masks look like in a graph. Nothing here changes a graph."""
+
+from .analyze import Analysis, SiteAnalysis, analyze
+from .calls import AttentionCall, MaskTerm, NearMiss, find_attention
+from .classify import Classification, Guard, classify
+from .conditions import Condition
+from .evaluate import evaluate, mask_tensor
+from .expr import CellRef, Expr, Sort
+from .facts import Facts
+from .masks import Alignment, Causal, Full, MaskTemplate, SlidingWindow
+from .predicate import Predicate, predicate_of
+from .prover import Prover
+from .reader import Reader, RuleTable
+from .rules import DEFAULT_RULES
+from .verdict import Proved, Refuted, Unknown, Verdict
+
+__all__ = [
+    "DEFAULT_RULES",
+    "Alignment",
+    "Analysis",
+    "AttentionCall",
+    "Causal",
+    "CellRef",
+    "Classification",
+    "Condition",
+    "Expr",
+    "Facts",
+    "Full",
+    "Guard",
+    "MaskTemplate",
+    "MaskTerm",
+    "NearMiss",
+    "Predicate",
+    "Proved",
+    "Prover",
+    "Reader",
+    "Refuted",
+    "RuleTable",
+    "SiteAnalysis",
+    "SlidingWindow",
+    "Sort",
+    "Unknown",
+    "Verdict",
+    "analyze",
+    "classify",
+    "evaluate",
+    "find_attention",
+    "mask_tensor",
+    "predicate_of",
+]

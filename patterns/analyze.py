@@ -1,0 +1,235 @@
+"""Read and prove every attention call of a graph. Changes nothing.
+
+All masks of a graph are captured in one trace, and equal masks are classified once: two calls whose masks are the same
+expression over the same extents share one proof, however many layers there are.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import fx
+
+from ..errors import CaptureError, ReadRuleError
+from . import build
+from .calls import AttentionCall, MaskTerm, NearMiss, TermMode, find_attention
+from .capture import CapturedMasks, capture_masks
+from .classify import Classification, classify
+from .expr import Expr, Sort
+from .facts import Facts
+from .floats import arithmetic, rounded
+from .metadata import module_path, tensor_of, value_of
+from .predicate import coordinate_names, predicate_of
+from .prover import Prover
+from .reader import Reader, RuleTable
+from .rules import DEFAULT_RULES
+from .sizes import ranges_of, shape_env_of, shape_of
+
+
+@dataclass(frozen=True)
+class SiteAnalysis:
+    """One attention call and what its mask means.
+
+    Attributes:
+        call: the call.
+        module: path of the module that issued it.
+        classification: the mask's meaning and proof; None if it could not be read.
+        square: True if the numbers of queries and keys are the same expression.
+        problem: why there is no classification; empty otherwise.
+        problem_node: the node at which reading failed.
+        mask_value: the mask's element as an expression (None without a mask), for finding equal masks.
+    """
+
+    call: AttentionCall
+    module: str
+    classification: Classification | None
+    square: bool = False
+    problem: str = ""
+    problem_node: str = ""
+    mask_value: Expr | None = None
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """Every attention call of a graph.
+
+    Attributes:
+        sites: in graph order.
+        near_misses: what looked like attention but is not matched.
+        captured: the trace of the masks; None if there were none or it failed.
+        read_ms: time for reading, solver excluded, in milliseconds.
+        prover: with the statistics of its proofs.
+    """
+
+    sites: tuple[SiteAnalysis, ...]
+    near_misses: tuple[NearMiss, ...]
+    captured: CapturedMasks | None
+    read_ms: float
+    prover: Prover
+
+
+@dataclass
+class _Session:
+    """What the analysis of one graph shares between its sites."""
+
+    gm: fx.GraphModule
+    prover: Prover
+    rules: RuleTable
+    ranges: Mapping[str, tuple[int, int | None]]
+    captured: CapturedMasks | None = None
+    capture_problem: str = ""
+    known: dict[object, Classification] = field(default_factory=dict)
+    readers: dict[tuple[Expr, ...], Reader] = field(default_factory=dict)
+
+
+def analyze(
+    gm: fx.GraphModule,
+    *,
+    prover: Prover | None = None,
+    rules: RuleTable | None = None,
+    constants: Mapping[str, torch.Tensor] | None = None,
+    ranges: Mapping[str, tuple[int, int | None]] | None = None,
+) -> Analysis:
+    """Find the attention calls of a graph, read their masks and prove what they are.
+
+    Args:
+        gm: the graph, from Dynamo, torch.export or make_fx; it is not changed.
+        prover: asks the solver; a new one by default.
+        rules: read rules; the default table by default.
+        constants: tensors known by value, by node name.
+        ranges: inclusive ranges of size symbols; those of the graph's ShapeEnv by default.
+    """
+    started = time.perf_counter()
+    calls, misses = find_attention(gm.graph)
+    values = [value_of(n) for n in gm.graph.nodes]
+    session = _Session(
+        gm=gm,
+        prover=prover or Prover(),
+        rules=rules or DEFAULT_RULES,
+        ranges=ranges if ranges is not None else ranges_of(shape_env_of(values)),
+    )
+    _capture(session, calls, constants)
+    sites = tuple(_analyze_call(session, call) for call in calls)
+    stats = session.prover.stats
+    elapsed = (time.perf_counter() - started) * 1e3 - stats.solver_ms - stats.import_ms
+    return Analysis(sites, misses, session.captured, elapsed, session.prover)
+
+
+def _capture(session: _Session, calls: Sequence[AttentionCall], constants: Mapping[str, torch.Tensor] | None) -> None:
+    masks = list(dict.fromkeys(term.node for call in calls for term in call.terms if tensor_of(term.node) is not None))
+    if not masks:
+        return
+    try:
+        session.captured = capture_masks(session.gm, masks, [call.node for call in calls if call.terms], constants)
+    except CaptureError as error:
+        session.capture_problem = str(error)
+
+
+def _analyze_call(session: _Session, call: AttentionCall) -> SiteAnalysis:
+    module = module_path(call.node) or module_path(call.query)
+    missing = next(_without_shape(call), None)
+    if missing is not None:
+        reason = (
+            f"node '{missing.name}' has no meta['val'] (or meta['example_value']): its shape is unknown; "
+            "export the model, or run FakeTensorProp on the graph"
+        )
+        return SiteAnalysis(call, module, None, problem=reason, problem_node=missing.name)
+    facts = _facts(session, call)
+    square = facts.extents["q"] is facts.extents["k"]
+    if call.terms and session.captured is None:
+        return SiteAnalysis(call, module, None, square, session.capture_problem, call.terms[0].node.name)
+    try:
+        value, dtype = _mask_value(session, call, facts)
+    except (ReadRuleError, RecursionError) as error:
+        return SiteAnalysis(call, module, None, square, f"{type(error).__name__}: {error}", call.terms[0].node.name)
+    key = (value, dtype, tuple(facts.extents.items()))
+    if key not in session.known:
+        session.known[key] = _with_unread_reason(session, classify(predicate_of(value, dtype, facts), dtype, session.prover))
+    return SiteAnalysis(call, module, session.known[key], square, mask_value=value if call.terms else None)
+
+
+def _without_shape(call: AttentionCall) -> Iterator[fx.Node]:
+    for node in (call.query, call.key, call.value, *(t.node for t in call.terms)):
+        if tensor_of(node) is None:
+            yield node
+
+
+def _facts(session: _Session, call: AttentionCall) -> Facts:
+    query, key = tensor_of(call.query), tensor_of(call.key)
+    if query is None or key is None:
+        raise CaptureError("query or key has no recorded shape")
+    query_shape = shape_of(query)
+    names = coordinate_names(len(query_shape))
+    extents = dict(zip(names, (*query_shape[:-1], shape_of(key)[-2]), strict=True))
+    return Facts(session.ranges, extents)
+
+
+def _mask_value(session: _Session, call: AttentionCall, facts: Facts) -> tuple[Expr, torch.dtype]:
+    """The mask's element at (b, h, q, k), all terms together, and the dtype it is in."""
+    position = tuple(build.coord(name) for name in facts.extents)
+    if not call.terms:
+        return build.le(position[-1], position[-2]) if call.is_causal else build.TRUE, torch.bool
+    reader = _reader(session, facts)
+    query = tensor_of(call.query)
+    dtype = query.dtype if query is not None else torch.float32
+    if len(call.terms) == 1 and call.terms[0].mode is TermMode.ATTN_MASK:
+        element = _read_term(session, reader, call.terms[0], position)
+        mask_dtype = _dtype(call.terms[0])
+        # SDPA converts an additive mask to the query's dtype, or computes in the mask's; blocked values are the mask's.
+        return element, mask_dtype if element.sort is Sort.FLOAT else torch.bool
+    value = rounded(0.0, dtype)
+    for term in call.terms:
+        element = _read_term(session, reader, term, position)
+        value = _apply_term(value, term, element, dtype)
+    return value, dtype
+
+
+def _reader(session: _Session, facts: Facts) -> Reader:
+    key = tuple(facts.extents.values())
+    captured = session.captured
+    if captured is None:
+        raise CaptureError("no mask was captured")
+    if key not in session.readers:
+        session.readers[key] = Reader(
+            facts, session.rules, captured.labels, captured.constants, decider=session.prover.holds
+        )
+    return session.readers[key]
+
+
+def _dtype(term: MaskTerm) -> torch.dtype:
+    tensor = tensor_of(term.node)
+    return tensor.dtype if tensor is not None else torch.float32
+
+
+def _read_term(session: _Session, reader: Reader, term: MaskTerm, position: tuple[Expr, ...]) -> Expr:
+    captured = session.captured
+    result = captured.outputs[term.node] if captured is not None else None
+    return reader.broadcast(result, position)
+
+
+def _apply_term(value: Expr, term: MaskTerm, element: Expr, dtype: torch.dtype) -> Expr:
+    """The scores' addend after one more mask term."""
+    if element.sort is Sort.FLOAT:
+        return arithmetic("add", dtype, value, element)
+    fill = rounded(float("-inf") if term.fill is None else term.fill, dtype)
+    if term.mode is TermMode.BLOCK:
+        return build.ite(element, fill, value)
+    return build.ite(element, value, fill)
+
+
+def _with_unread_reason(session: _Session, found: Classification) -> Classification:
+    """Say which op kept a mask from being read, where that is why it is unknown."""
+    from .expr import cells
+    from .verdict import Unknown
+
+    if not isinstance(found.verdict, Unknown):
+        return found
+    unread = {name: reason for reader in session.readers.values() for name, reason in reader.unread.items()}
+    for cell in cells(found.predicate.value):
+        if cell.payload.node in unread:
+            reason = f"'{cell.payload.node}' could not be read: {unread[cell.payload.node]}"
+            return replace(found, verdict=Unknown(cell.payload.node, reason), reason=f"cannot tell: {reason}")
+    return found

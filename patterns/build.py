@@ -1,0 +1,368 @@
+"""Constructors of expressions. They simplify as they build, by laws that hold for every value of every atom."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+
+from .expr import CellRef, Expr, Op, Sort, float_payload, intern_expr
+
+
+def const_int(value: int) -> Expr:
+    """An integer constant."""
+    return intern_expr(Op.CONST, Sort.INT, payload=int(value))
+
+
+def const_bool(value: bool) -> Expr:
+    """A truth constant."""
+    return intern_expr(Op.CONST, Sort.BOOL, payload=bool(value))
+
+
+def const_float(value: float) -> Expr:
+    """A floating-point constant (already rounded to the dtype it stands for)."""
+    return intern_expr(Op.CONST, Sort.FLOAT, payload=float_payload(float(value)))
+
+
+TRUE = const_bool(True)
+FALSE = const_bool(False)
+ZERO = const_int(0)
+ONE = const_int(1)
+
+
+def size(name: str) -> Expr:
+    """A symbolic tensor size, never negative."""
+    return intern_expr(Op.SIZE, Sort.INT, payload=name)
+
+
+def coord(name: str) -> Expr:
+    """A coordinate, never negative."""
+    return intern_expr(Op.COORD, Sort.INT, payload=name)
+
+
+def cell(ref: CellRef, indices: Iterable[Expr]) -> Expr:
+    """One element of a tensor whose values are not known."""
+    return intern_expr(Op.CELL, sort_of(ref.dtype), tuple(indices), ref)
+
+
+def apply(name: str, sort: Sort, args: Iterable[Expr]) -> Expr:
+    """A pure function of its arguments about which nothing else is known."""
+    return intern_expr(Op.APPLY, sort, tuple(args), name)
+
+
+def sort_of(dtype: object) -> Sort:
+    """The sort of a tensor's elements."""
+    import torch
+
+    if dtype is torch.bool:
+        return Sort.BOOL
+    if isinstance(dtype, torch.dtype) and dtype.is_floating_point:
+        return Sort.FLOAT
+    return Sort.INT
+
+
+# --- integers -------------------------------------------------------------------------------------------------
+
+
+def linear_parts(expr: Expr) -> tuple[int, dict[Expr, int]]:
+    """Write an integer as ``constant + sum(coefficient * atom)``."""
+    if expr.op is Op.CONST:
+        return expr.value, {}
+    if expr.op is Op.LINEAR:
+        constant, coefficients = expr.payload
+        return constant, dict(zip(expr.args, coefficients, strict=True))
+    return 0, {expr: 1}
+
+
+def linear(constant: int, terms: Mapping[Expr, int]) -> Expr:
+    """The integer ``constant + sum(coefficient * atom)`` in normal form."""
+    kept = sorted(((a, c) for a, c in terms.items() if c != 0), key=lambda t: t[0].serial)
+    if not kept:
+        return const_int(constant)
+    if len(kept) == 1:
+        atom, coefficient = kept[0]
+        if coefficient == 1 and constant == 0:
+            return atom
+        if atom.op is Op.ITE and all(_is_constant_tree(a) for a in atom.args[1:]):
+            return map_ite(atom, lambda leaf: const_int(constant + coefficient * leaf.value))
+    atoms = tuple(a for a, _ in kept)
+    return intern_expr(Op.LINEAR, Sort.INT, atoms, (constant, tuple(c for _, c in kept)))
+
+
+def add(*terms: Expr) -> Expr:
+    """Sum of integers."""
+    constant = 0
+    merged: dict[Expr, int] = {}
+    for term in terms:
+        c, parts = linear_parts(term)
+        constant += c
+        for atom, coefficient in parts.items():
+            merged[atom] = merged.get(atom, 0) + coefficient
+    return linear(constant, merged)
+
+
+def scaled(expr: Expr, factor: int) -> Expr:
+    """An integer times a constant."""
+    constant, parts = linear_parts(expr)
+    return linear(constant * factor, {a: c * factor for a, c in parts.items()})
+
+
+def sub(left: Expr, right: Expr) -> Expr:
+    """Difference of integers."""
+    return add(left, scaled(right, -1))
+
+
+def mul(left: Expr, right: Expr) -> Expr:
+    """Product of integers."""
+    if left.is_const:
+        return scaled(right, left.value)
+    if right.is_const:
+        return scaled(left, right.value)
+    for choice, other in ((left, right), (right, left)):
+        if choice.op is Op.ITE and all(_is_constant_tree(a) for a in choice.args[1:]):
+            return map_ite(choice, lambda leaf, other=other: scaled(other, leaf.value))  # type: ignore[misc]
+    return intern_expr(Op.MUL, Sort.INT, tuple(sorted((left, right), key=lambda e: e.serial)))
+
+
+def floordiv(left: Expr, right: Expr) -> Expr:
+    """Integer division rounded towards minus infinity. Division by zero is left undefined."""
+    if right.is_const and right.value > 0:
+        divisor = right.value
+        constant, parts = linear_parts(left)
+        # (d*x + r) // d == x + r // d
+        whole = {a: c // divisor for a, c in parts.items() if c % divisor == 0}
+        rest = {a: c for a, c in parts.items() if c % divisor != 0}
+        whole_expr = linear(constant // divisor, whole)
+        if not rest:
+            return whole_expr
+        inner = linear(constant % divisor, rest)
+        if divisor == 1:
+            return left
+        return add(whole_expr, intern_expr(Op.FLOORDIV, Sort.INT, (inner, right)))
+    return intern_expr(Op.FLOORDIV, Sort.INT, (left, right))
+
+
+def mod(left: Expr, right: Expr) -> Expr:
+    """Remainder with the sign of the divisor (Python's ``%``)."""
+    if right.is_const and right.value > 0:
+        divisor = right.value
+        constant, parts = linear_parts(left)
+        inner = linear(constant % divisor, {a: c % divisor for a, c in parts.items()})
+        if inner.is_const:
+            return const_int(inner.value % divisor)
+        return intern_expr(Op.MOD, Sort.INT, (inner, right))
+    return intern_expr(Op.MOD, Sort.INT, (left, right))
+
+
+def minimum(left: Expr, right: Expr) -> Expr:
+    """The smaller of two integers."""
+    return ite(le(left, right), left, right)
+
+
+def maximum(left: Expr, right: Expr) -> Expr:
+    """The larger of two integers."""
+    return ite(le(left, right), right, left)
+
+
+# --- comparisons of integers ----------------------------------------------------------------------------------
+
+
+def _never_negative(atom: Expr) -> bool:
+    return atom.op in (Op.COORD, Op.SIZE)
+
+
+def le0(expr: Expr) -> Expr:
+    """``expr <= 0``."""
+    if expr.is_const:
+        return const_bool(expr.value <= 0)
+    if expr.op is Op.ITE and _folds(expr):
+        return map_ite(expr, le0)
+    constant, parts = linear_parts(expr)
+    divisor = math.gcd(*parts.values())
+    if divisor > 1:
+        # sum <= -constant holds for integers exactly if sum/d <= floor(-constant/d)
+        constant = -((-constant) // divisor)
+        parts = {a: c // divisor for a, c in parts.items()}
+    if all(_never_negative(a) for a in parts):
+        if constant <= 0 and all(c < 0 for c in parts.values()):
+            return TRUE
+        if constant > 0 and all(c > 0 for c in parts.values()):
+            return FALSE
+    return intern_expr(Op.LE0, Sort.BOOL, (linear(constant, parts),))
+
+
+def eq0(expr: Expr) -> Expr:
+    """``expr == 0``."""
+    if expr.is_const:
+        return const_bool(expr.value == 0)
+    if expr.op is Op.ITE and _folds(expr):
+        return map_ite(expr, eq0)
+    constant, parts = linear_parts(expr)
+    divisor = math.gcd(*parts.values())
+    if constant % divisor:
+        return FALSE
+    sign = -1 if next(iter(sorted(parts.items(), key=lambda t: t[0].serial)))[1] < 0 else 1
+    constant, parts = sign * constant // divisor, {a: sign * c // divisor for a, c in parts.items()}
+    if all(_never_negative(a) for a in parts):
+        same_sign = all(c > 0 for c in parts.values()) or all(c < 0 for c in parts.values())
+        if same_sign and constant * next(iter(parts.values())) > 0:
+            return FALSE
+    return intern_expr(Op.EQ0, Sort.BOOL, (linear(constant, parts),))
+
+
+def le(left: Expr, right: Expr) -> Expr:
+    """``left <= right`` for integers."""
+    return le0(sub(left, right))
+
+
+def lt(left: Expr, right: Expr) -> Expr:
+    """``left < right`` for integers."""
+    return le0(add(sub(left, right), ONE))
+
+
+def eq(left: Expr, right: Expr) -> Expr:
+    """``left == right`` for integers."""
+    return eq0(sub(left, right))
+
+
+# --- truth values ---------------------------------------------------------------------------------------------
+
+
+def not_(expr: Expr) -> Expr:
+    """Negation. Integer inequalities turn around, so that no negation of them remains."""
+    if expr.is_const:
+        return const_bool(not expr.value)
+    if expr.op is Op.NOT:
+        return expr.args[0]
+    if expr.op is Op.LE0:
+        return le0(sub(ONE, expr.args[0]))
+    if expr.op is Op.AND:
+        return or_(*(not_(a) for a in expr.args))
+    if expr.op is Op.OR:
+        return and_(*(not_(a) for a in expr.args))
+    if expr.op is Op.ITE:
+        return ite(expr.args[0], not_(expr.args[1]), not_(expr.args[2]))
+    return intern_expr(Op.NOT, Sort.BOOL, (expr,))
+
+
+def _join(op: Op, terms: Iterable[Expr], neutral: Expr, absorbing: Expr) -> Expr:
+    kept: dict[Expr, None] = {}
+    for term in terms:
+        for part in term.args if term.op is op else (term,):
+            if part is absorbing:
+                return absorbing
+            if part is not neutral:
+                kept[part] = None
+    if any(not_(part) in kept for part in kept):
+        return absorbing
+    if not kept:
+        return neutral
+    if len(kept) == 1:
+        return next(iter(kept))
+    return intern_expr(op, Sort.BOOL, tuple(sorted(kept, key=lambda e: e.serial)))
+
+
+def and_(*terms: Expr) -> Expr:
+    """Conjunction, flattened; true if there are no terms."""
+    return _join(Op.AND, terms, TRUE, FALSE)
+
+
+def or_(*terms: Expr) -> Expr:
+    """Disjunction, flattened; false if there are no terms."""
+    return _join(Op.OR, terms, FALSE, TRUE)
+
+
+def iff(left: Expr, right: Expr) -> Expr:
+    """``left == right`` for truth values."""
+    if left is right:
+        return TRUE
+    return and_(or_(not_(left), right), or_(left, not_(right)))
+
+
+def conjuncts(expr: Expr) -> tuple[Expr, ...]:
+    """The terms of a conjunction; the expression itself if it is none; nothing for TRUE."""
+    if expr is TRUE:
+        return ()
+    return expr.args if expr.op is Op.AND else (expr,)
+
+
+# --- choice ---------------------------------------------------------------------------------------------------
+
+
+def ite(condition: Expr, then: Expr, otherwise: Expr) -> Expr:
+    """``then`` where the condition holds, else ``otherwise``; both of one sort."""
+    if condition.is_const:
+        return then if condition.value else otherwise
+    if then is otherwise:
+        return then
+    if condition.op is Op.NOT:
+        return ite(condition.args[0], otherwise, then)
+    if then.op is Op.ITE and then.args[0] is condition:
+        then = then.args[1]
+    if otherwise.op is Op.ITE and otherwise.args[0] is condition:
+        otherwise = otherwise.args[2]
+    if then.sort is Sort.BOOL:
+        return or_(and_(condition, then), and_(not_(condition), otherwise)) if _cheap(then, otherwise) else (
+            intern_expr(Op.ITE, Sort.BOOL, (condition, then, otherwise))
+        )
+    return intern_expr(Op.ITE, then.sort, (condition, then, otherwise))
+
+
+def _cheap(then: Expr, otherwise: Expr) -> bool:
+    return then.is_const or otherwise.is_const
+
+
+def _is_constant_tree(expr: Expr) -> bool:
+    return expr.is_const or (expr.op is Op.ITE and all(_is_constant_tree(a) for a in expr.args[1:]))
+
+
+def _folds(expr: Expr) -> bool:
+    """An ITE in which at least one branch is constant: a comparison of it gets simpler when pushed inside."""
+    return expr.args[1].is_const or expr.args[2].is_const or _is_constant_tree(expr)
+
+
+def map_ite(expr: Expr, function: Callable[[Expr], Expr]) -> Expr:
+    """Apply a function to every leaf of a tree of choices."""
+    if expr.op is not Op.ITE:
+        return function(expr)
+    return ite(expr.args[0], map_ite(expr.args[1], function), map_ite(expr.args[2], function))
+
+
+def rebuild(expr: Expr, args: tuple[Expr, ...]) -> Expr:
+    """The same operation on other arguments, simplified anew."""
+    if not expr.args:
+        return expr
+    if expr.op is Op.LINEAR:
+        constant, coefficients = expr.payload
+        return add(const_int(constant), *(scaled(a, c) for a, c in zip(args, coefficients, strict=True)))
+    if expr.op is Op.CELL:
+        return cell(expr.payload, args)
+    simple: dict[Op, Callable[..., Expr]] = {
+        Op.MUL: mul,
+        Op.FLOORDIV: floordiv,
+        Op.MOD: mod,
+        Op.ITE: ite,
+        Op.LE0: le0,
+        Op.EQ0: eq0,
+        Op.AND: and_,
+        Op.OR: or_,
+        Op.NOT: not_,
+    }
+    if expr.op in simple:
+        return simple[expr.op](*args)
+    from .floats import rebuild_float
+
+    return rebuild_float(expr, args)
+
+
+def substitute(expr: Expr, replacements: Mapping[Expr, Expr]) -> Expr:
+    """Replace sub-expressions, outermost first, and simplify what contains them."""
+    memo: dict[Expr, Expr] = dict(replacements)
+
+    def visit(e: Expr) -> Expr:
+        found = memo.get(e)
+        if found is None:
+            found = rebuild(e, tuple(visit(a) for a in e.args))
+            memo[e] = found
+        return found
+
+    return visit(expr)

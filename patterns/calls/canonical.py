@@ -1,0 +1,48 @@
+"""The canonical op `attnlower::attention` itself, so that every stage can be read again."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import fx
+
+from ..masks.template import Alignment
+from .record import AttentionCall, MaskTerm, NearMiss, TermMode
+from .sdpa import build_call
+
+ARGUMENTS = ("query", "key", "value", "mask", "bias", "alignment", "scale", "dropout_p", "enable_gqa")
+
+
+def canonical_arguments(node: fx.Node) -> dict[str, Any]:
+    """The arguments of a canonical call by name, absent ones left out."""
+    return {**dict(zip(ARGUMENTS, node.args, strict=False)), **node.kwargs}
+
+
+def is_canonical(node: fx.Node) -> bool:
+    """True for a call of `attnlower::attention`."""
+    if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
+        return False
+    return node.target.name().startswith("attnlower::attention")
+
+
+def match_canonical(node: fx.Node) -> AttentionCall | NearMiss | None:
+    """Read a canonical call; None if the node is something else."""
+    if not is_canonical(node):
+        return None
+    args = canonical_arguments(node)
+    alignment = Alignment(args.get("alignment", "none"))
+    if alignment is Alignment.LOWER_RIGHT:
+        return NearMiss(node, "lower-right causal attention is already canonical")
+    named = {**args, "attn_mask": None, "is_causal": alignment is Alignment.UPPER_LEFT}
+    call = build_call(node, "canonical", named)
+    if isinstance(call, NearMiss):
+        return call
+    terms = []
+    if isinstance(args.get("bias"), fx.Node):
+        terms.append(MaskTerm(args["bias"], TermMode.ADD))
+    if isinstance(args.get("mask"), fx.Node):
+        terms.append(MaskTerm(args["mask"], TermMode.KEEP, float("-inf")))
+    from dataclasses import replace
+
+    return replace(call, terms=tuple(terms))

@@ -1,0 +1,364 @@
+"""Bring the subgraph that computes a mask into functional ATen form, whatever capture the graph came from.
+
+The ancestors of the mask are copied into a small graph and traced once with make_fx on the graph's own fake tensors, so
+a Dynamo graph of torch functions, an ExportedProgram's graph with composite ops and sub-graphs, and a post-AOT graph are
+all read through one vocabulary. Functionalisation turns in-place writes into values, so an index write into a mask is
+read like any other op. Nodes that write into a tensor the mask depends on (or into an alias of it) belong to its
+ancestors too.
+
+Tracing replays ops that were traced before, so every size question it asks has been asked before and no guard arises.
+Should one arise all the same, the capture is refused and the ShapeEnv stays as it was.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import operator
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import fx
+from torch._guards import TracingContext, tracing
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._pytree import tree_leaves
+
+from ..errors import CaptureError
+from .expr import CellRef
+from .metadata import input_label, tensor_of, value_of
+from .sizes import shape_env_of
+
+_COMPUTE = frozenset(
+    {"linear", "matmul", "bmm", "mm", "addmm", "baddbmm", "conv1d", "conv2d", "convolution", "layer_norm", "softmax"}
+    | {"native_layer_norm", "rms_norm", "scaled_dot_product_attention", "einsum", "_softmax", "group_norm", "attention"}
+)
+"""Ops at which walking up stops: what lies above them is the model's arithmetic, not a mask."""
+
+
+@dataclass(frozen=True)
+class CapturedMasks:
+    """The functional ATen graph of some masks.
+
+    Attributes:
+        graph_module: computes all of them; its placeholders are the boundary.
+        outputs: for each mask node of the original graph, the node (or constant) that holds it here.
+        labels: how each boundary tensor is shown and whether it is an input of the original graph.
+        inputs: the original node behind each boundary placeholder.
+        constants: boundary tensors known by value.
+        ancestors: the original nodes that were copied, in order.
+        mutates: True if some of them write into tensors.
+    """
+
+    graph_module: fx.GraphModule
+    outputs: Mapping[fx.Node, Any]
+    labels: Mapping[str, CellRef]
+    inputs: Mapping[str, fx.Node]
+    constants: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    ancestors: tuple[fx.Node, ...] = ()
+    mutates: bool = False
+
+
+def capture_masks(
+    gm: fx.GraphModule,
+    masks: Sequence[fx.Node],
+    uses: Sequence[fx.Node],
+    constants: Mapping[str, torch.Tensor] | None = None,
+) -> CapturedMasks:
+    """Trace the given mask nodes of a graph into one functional ATen graph.
+
+    Args:
+        gm: the graph; it is not changed.
+        masks: nodes with tensor values.
+        uses: the attention calls that read them; a mask means what it holds when it is read.
+        constants: tensors known by value, by placeholder or attribute name (an ExportedProgram's lifted constants).
+
+    Raises:
+        CaptureError: if a value is not recorded, a mask is written to after its first use, the trace fails, or it would
+            need a guard on a size.
+    """
+    inner, boundary, mutates = _closure(masks, uses)
+    sub = _copy_subgraph(gm, masks, inner, boundary)
+    values = [_boundary_value(gm, node) for node in boundary]
+    traced = _trace(sub, values, functionalize=mutates)
+    placeholders = [n for n in traced.graph.nodes if n.op == "placeholder"]
+    known = _known_constants(gm, boundary, placeholders, constants or {})
+    results = tree_leaves(next(n for n in traced.graph.nodes if n.op == "output").args)
+    if len(results) != len(masks) or len(placeholders) != len(boundary):
+        raise CaptureError("the trace of the masks has other inputs or outputs than the graph; please report this")
+    return CapturedMasks(
+        graph_module=traced,
+        outputs=dict(zip(masks, results, strict=True)),
+        labels={p.name: _label(n) for p, n in zip(placeholders, boundary, strict=True) if _is_tensor(n)},
+        inputs={p.name: n for p, n in zip(placeholders, boundary, strict=True)},
+        constants=known,
+        ancestors=tuple(inner),
+        mutates=mutates,
+    )
+
+
+def _is_tensor(node: fx.Node) -> bool:
+    return tensor_of(node) is not None or node.op == "get_attr"
+
+
+def _label(node: fx.Node) -> CellRef:
+    value = value_of(node)
+    dtype = value.dtype if isinstance(value, torch.Tensor) else torch.float32
+    is_input = node.op in ("placeholder", "get_attr")
+    return CellRef(input_label(node) if is_input else node.name, node.name, dtype, is_input)
+
+
+# --- which nodes belong to a mask -----------------------------------------------------------------------------
+
+
+def _closure(
+    masks: Sequence[fx.Node], uses: Sequence[fx.Node]
+) -> tuple[list[fx.Node], list[fx.Node], bool]:
+    """The nodes to copy, in graph order; the boundary; and whether any of them writes into a tensor."""
+    inner: set[fx.Node] = set()
+    boundary: set[fx.Node] = set()
+    order = {node: position for position, node in enumerate(masks[0].graph.nodes)} if masks else {}
+    first_use = min((order[u] for u in uses), default=0)
+    last_use = max((order[u] for u in uses), default=0)
+    writers = [n for n in order if order[n] < last_use and written_tensors(n)]
+    pending: list[fx.Node] = list(masks)
+    while pending:
+        _walk_up(pending, inner, boundary)
+        pending = [w for w in writers if w not in inner and _writes_into(w, inner, boundary)]
+    late = [w for w in writers if w in inner and order[w] > first_use]
+    if late:
+        raise CaptureError(f"a tensor that a mask depends on is written to (node '{late[0].name}') after a first use")
+    mutates = any(w in inner for w in writers)
+    return sorted(inner, key=order.__getitem__), sorted(boundary, key=order.__getitem__), mutates
+
+
+def _walk_up(start: Iterable[fx.Node], inner: set[fx.Node], boundary: set[fx.Node]) -> None:
+    stack = list(start)
+    while stack:
+        node = stack.pop()
+        if node in inner or node in boundary:
+            continue
+        if _stops(node):
+            boundary.add(node)
+            continue
+        inner.add(node)
+        stack.extend(node.all_input_nodes)
+
+
+def _stops(node: fx.Node) -> bool:
+    """Inputs, scalars (their value is recorded) and the model's own arithmetic end the walk."""
+    if node.op == "placeholder":
+        return True
+    if node.op == "get_attr":
+        return tensor_of(node) is not None or isinstance(_attribute(node), torch.Tensor)
+    if isinstance(value_of(node), (int, float, bool, torch.SymInt, torch.SymFloat, torch.SymBool)):
+        return True
+    return op_name(node) in _COMPUTE
+
+
+def _attribute(node: fx.Node) -> Any:
+    value: Any = node.graph.owning_module
+    for part in str(node.target).split("."):
+        value = getattr(value, part, None)
+    return value
+
+
+def op_name(node: fx.Node) -> str:
+    """The bare name of what a node calls: ``add`` for `aten.add.Tensor`, `torch.add`, `operator.add` and `x.add`."""
+    target = node.target
+    if isinstance(target, str):
+        return target
+    if isinstance(target, torch._ops.OpOverload):
+        return target.overloadpacket.__name__
+    return str(getattr(target, "__name__", target))
+
+
+def written_tensors(node: fx.Node) -> list[fx.Node]:
+    """The argument nodes into whose memory a node writes."""
+    if node.op not in ("call_function", "call_method"):
+        return []
+    target = node.target
+    if isinstance(target, torch._ops.OpOverload):
+        return _schema_writes(node, target)
+    name = op_name(node)
+    writes: list[Any] = []
+    in_place_operator = target in _IN_PLACE_OPERATORS
+    if name == "setitem" or in_place_operator or (name.endswith("_") and not name.endswith("__")):
+        writes.append(node.args[0] if node.args else None)
+    if name in ("__setitem__", "__iadd__", "__imul__", "__isub__", "__iand__", "__ior__"):
+        writes.append(node.args[0])
+    if node.kwargs.get("inplace") is True:
+        writes.append(node.args[0] if node.args else node.kwargs.get("input"))
+    writes.append(node.kwargs.get("out"))
+    return [w for w in tree_leaves(writes) if isinstance(w, fx.Node)]
+
+
+_IN_PLACE_OPERATORS = frozenset(
+    getattr(operator, name) for name in ("iadd", "isub", "imul", "itruediv", "ifloordiv", "iand", "ior", "ixor", "imod")
+)
+
+
+def _schema_writes(node: fx.Node, target: torch._ops.OpOverload) -> list[fx.Node]:
+    found: list[Any] = []
+    for position, argument in enumerate(target._schema.arguments):
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            found.append(node.args[position] if position < len(node.args) else node.kwargs.get(argument.name))
+    return [w for w in tree_leaves(found) if isinstance(w, fx.Node)]
+
+
+def _writes_into(writer: fx.Node, inner: set[fx.Node], boundary: set[fx.Node]) -> bool:
+    """True if a node writes into a tensor of the closure, directly or through a view."""
+    storages = {s for n in (*inner, *boundary) if (s := _storage(n)) is not None}
+    for written in written_tensors(writer):
+        if written in inner or written in boundary or _storage(written) in storages:
+            return True
+        if any(base in inner or base in boundary for base in _view_bases(written)):
+            return True
+    return False
+
+
+def _storage(node: fx.Node) -> int | None:
+    tensor = tensor_of(node)
+    if tensor is None or tensor.layout is not torch.strided:
+        return None
+    try:
+        return int(tensor.untyped_storage()._cdata)
+    except (NotImplementedError, RuntimeError):
+        return None
+
+
+def _view_bases(node: fx.Node) -> Iterator[fx.Node]:
+    """The chain of tensors that a value may be a view of."""
+    current: fx.Node | None = node
+    seen: set[fx.Node] = set()
+    while current is not None and current not in seen and current.op in ("call_function", "call_method"):
+        seen.add(current)
+        yield current
+        if isinstance(current.target, torch._ops.OpOverload):
+            views = any(r.alias_info is not None for r in current.target._schema.returns)
+        else:
+            views = op_name(current) in _VIEW_NAMES or bool(written_tensors(current))
+        bases = [n for n in current.all_input_nodes if tensor_of(n) is not None]
+        current = bases[0] if views and bases else None
+    if current is not None:
+        yield current
+
+
+_VIEW_NAMES = frozenset(
+    {"getitem", "view", "reshape", "expand", "expand_as", "unsqueeze", "squeeze", "transpose", "permute", "narrow", "t"}
+    | {"select", "chunk", "split", "unbind", "detach", "contiguous", "to", "flatten", "movedim", "swapaxes", "view_as"}
+    | {"diagonal", "unfold", "as_strided", "type", "float", "bool", "long", "int", "mT", "T"}
+)
+
+
+# --- tracing --------------------------------------------------------------------------------------------------
+
+
+def _copy_subgraph(
+    gm: fx.GraphModule, masks: Sequence[fx.Node], inner: Sequence[fx.Node], boundary: Sequence[fx.Node]
+) -> fx.GraphModule:
+    graph = fx.Graph()
+    env: dict[fx.Node, fx.Node] = {}
+    for position, node in enumerate(boundary):
+        env[node] = graph.placeholder(f"boundary_{position}_{node.name}")
+    for node in inner:
+        env[node] = graph.node_copy(node, env.__getitem__)
+    graph.output(tuple(env[m] for m in masks))
+    return fx.GraphModule(gm, graph)
+
+
+def _boundary_value(gm: fx.GraphModule, node: fx.Node) -> Any:
+    value = value_of(node)
+    if value is None and node.op == "get_attr":
+        value = _attribute(node)
+    if value is None:
+        raise CaptureError(
+            f"node '{node.name}' has no meta['val'] (or meta['example_value']), so its shape and dtype are unknown; "
+            "trace the model with torch.export, torch.compile or make_fx, or run FakeTensorProp on the graph"
+        )
+    return value
+
+
+def _trace(sub: fx.GraphModule, values: Sequence[Any], *, functionalize: bool) -> fx.GraphModule:
+    fakes = [v for v in values if isinstance(v, FakeTensor)]
+    shape_env = fakes[0].fake_mode.shape_env if fakes else shape_env_of(values)
+    fake_mode = fakes[0].fake_mode if fakes else _mode_of(sub)
+    function: Any = torch.func.functionalize(sub, remove="mutations") if functionalize else sub
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(warnings.catch_warnings())
+        warnings.simplefilter("ignore")
+        stack.enter_context(torch.no_grad())
+        guards = stack.enter_context(_no_new_guards(shape_env))
+        if fake_mode is not None:
+            stack.enter_context(tracing(TracingContext(fake_mode)))
+            stack.enter_context(_allow_real_inputs(fake_mode))
+            if not fakes:
+                stack.enter_context(fake_mode)
+        try:
+            traced = make_fx(function, tracing_mode="fake", _allow_non_fake_inputs=True)(*values)
+        except Exception as error:
+            raise CaptureError(f"the mask could not be traced to ATen: {type(error).__name__}: {error}") from error
+    if guards:
+        raise CaptureError(f"reading the mask would add a guard to the program: {guards[0]}")
+    return traced
+
+
+def _mode_of(sub: fx.GraphModule) -> Any:
+    for node in sub.graph.nodes:
+        tensor = tensor_of(node)
+        if isinstance(tensor, FakeTensor):
+            return tensor.fake_mode
+    return None
+
+
+@contextlib.contextmanager
+def _allow_real_inputs(fake_mode: Any) -> Iterator[None]:
+    before = fake_mode.allow_non_fake_inputs
+    fake_mode.allow_non_fake_inputs = True
+    try:
+        yield
+    finally:
+        fake_mode.allow_non_fake_inputs = before
+
+
+@contextlib.contextmanager
+def _no_new_guards(shape_env: Any) -> Iterator[list[str]]:
+    """Suppress guards on the ShapeEnv and list those that were asked for."""
+    asked: list[str] = []
+    if shape_env is None:
+        yield asked
+        return
+    original = shape_env._log_guard
+
+    def record(prefix: str, guard: Any, *args: Any, **kwargs: Any) -> None:
+        asked.append(str(guard))
+
+    shape_env._log_guard = record
+    try:
+        with shape_env.suppress_guards(), shape_env.ignore_fresh_unbacked_symbols():
+            yield asked
+    finally:
+        if "_log_guard" in vars(shape_env):
+            del shape_env._log_guard
+        if shape_env._log_guard != original:
+            shape_env._log_guard = original
+
+
+def _known_constants(
+    gm: fx.GraphModule,
+    boundary: Sequence[fx.Node],
+    placeholders: Sequence[fx.Node],
+    constants: Mapping[str, torch.Tensor],
+) -> dict[str, torch.Tensor]:
+    """Boundary tensors whose value is fixed: lifted constants and constant attributes, not parameters or buffers."""
+    buffers = {name for name, _ in gm.named_buffers()} | {name for name, _ in gm.named_parameters()}
+    known: dict[str, torch.Tensor] = {}
+    for node, placeholder in zip(boundary, placeholders, strict=True):
+        value = constants.get(node.name)
+        if value is None and node.op == "get_attr" and str(node.target) not in buffers:
+            value = _attribute(node)
+        if isinstance(value, torch.Tensor) and not isinstance(value, FakeTensor):
+            known[placeholder.name] = value
+    return known

@@ -1,0 +1,121 @@
+"""Evaluate expressions on whole tensors of coordinates: rebuild a mask from its formula, or check one by brute force."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from .expr import Expr, Op, Sort
+from .floats import FOLDABLE
+from .predicate import Predicate
+
+
+class EvaluationError(ValueError):
+    """A formula contains something that has no value: an unread tensor or a missing size."""
+
+
+def evaluate(expr: Expr, values: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """The value of an expression.
+
+    Args:
+        expr: any expression.
+        values: coordinates (index tensors that broadcast against each other) and sizes (ints), by name.
+        tensors: the tensors behind CELLs, by label.
+
+    Returns:
+        A tensor of the broadcast shape of the coordinates it depends on: int64, bool or a float dtype.
+
+    Raises:
+        EvaluationError: if a name is missing or a function has no known meaning.
+    """
+    return _Evaluator(values, tensors).value(expr)
+
+
+def mask_tensor(predicate: Predicate, sizes: Mapping[str, int], tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """The boolean mask that a predicate describes, of shape (B, H, Q, K) (fewer axes for scores of lower rank).
+
+    Args:
+        predicate: the mask's meaning.
+        sizes: a number for every size symbol.
+        tensors: the inputs it depends on, by label.
+    """
+    extents = {
+        name: int(evaluate(extent, sizes, {}).item()) for name, extent in predicate.facts.extents.items()
+    }
+    grids = {
+        name: torch.arange(extent).view(*(extent if i == p else 1 for i in range(len(extents))))
+        for p, (name, extent) in enumerate(extents.items())
+    }
+    return evaluate(predicate.allowed, {**sizes, **grids}, tensors).expand(*extents.values())
+
+
+class _Evaluator:
+    def __init__(self, values: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> None:
+        self._values, self._tensors = values, tensors
+        self._memo: dict[Expr, torch.Tensor] = {}
+
+    def value(self, expr: Expr) -> torch.Tensor:
+        found = self._memo.get(expr)
+        if found is None:
+            found = self._compute(expr, [self.value(a) for a in expr.args])
+            self._memo[expr] = found
+        return found
+
+    def _compute(self, expr: Expr, args: list[torch.Tensor]) -> torch.Tensor:
+        match expr.op:
+            case Op.CONST:
+                dtype = {Sort.INT: torch.int64, Sort.BOOL: torch.bool, Sort.FLOAT: torch.float64}[expr.sort]
+                return torch.tensor(expr.value, dtype=dtype)
+            case Op.SIZE | Op.COORD:
+                if expr.payload not in self._values:
+                    raise EvaluationError(f"no value for '{expr.payload}'")
+                return torch.as_tensor(self._values[expr.payload])
+            case Op.LINEAR:
+                constant, coefficients = expr.payload
+                total = torch.tensor(constant)
+                for coefficient, arg in zip(coefficients, args, strict=True):
+                    total = total + coefficient * arg
+                return total
+            case Op.CELL:
+                tensor = self._tensors.get(expr.payload.label)
+                if tensor is None:
+                    raise EvaluationError(f"no tensor for '{expr.payload.label}'")
+                return tensor[tuple(args)] if args else tensor
+            case Op.TO_FLOAT:
+                return args[0].to(expr.payload)
+            case Op.APPLY:
+                return self._apply(expr, args)
+        simple: dict[Op, Callable[..., torch.Tensor]] = {
+            Op.MUL: torch.mul,
+            Op.FLOORDIV: lambda a, b: torch.div(a, b, rounding_mode="floor"),
+            Op.MOD: torch.remainder,
+            Op.ITE: torch.where,
+            Op.LE0: lambda a: a <= 0,
+            Op.EQ0: lambda a: a == 0,
+            Op.NOT: torch.logical_not,
+            Op.AND: lambda *a: _joined(torch.logical_and, a),
+            Op.OR: lambda *a: _joined(torch.logical_or, a),
+        }
+        return simple[expr.op](*args)
+
+    def _apply(self, expr: Expr, args: list[torch.Tensor]) -> torch.Tensor:
+        name, _, dtype = str(expr.payload).partition(":")
+        comparisons = {"flt": torch.lt, "fle": torch.le, "feq": torch.eq}
+        if name in comparisons:
+            return comparisons[name](*args)
+        if name == "trunc_int":
+            return args[0].to(torch.int64)
+        if name in ("to", "cast", "wrap"):
+            return args[0].to(getattr(torch, dtype))
+        if name in FOLDABLE and dtype:
+            return FOLDABLE[name](*(a.to(getattr(torch, dtype)) for a in args))
+        raise EvaluationError(f"'{expr.payload}' has no known value")
+
+
+def _joined(join: Callable[..., torch.Tensor], args: tuple[torch.Tensor, ...]) -> torch.Tensor:
+    result = args[0]
+    for arg in args[1:]:
+        result = join(result, arg)
+    return result

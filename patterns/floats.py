@@ -1,0 +1,285 @@
+"""Floating-point expressions: constants are folded with the dtype's own rounding, all else stays symbolic.
+
+Arithmetic on floats that hold integers exactly (positions, sizes) is carried out on the integers. float32 holds
+integers up to 2**24 exactly and float64 up to 2**53; no S x S mask has such an S, so positions and sizes are treated
+as exact in these two. float16 and bfloat16 hold only 2048 and 256 exactly: there a position becomes an unknown
+function of itself, and nothing is proved about it. Tensor data turned into a float is compared as an integer only
+with constants up to 2**24, where rounding cannot change the answer.
+
+An operation that cannot be folded becomes an APPLY: a pure function of its arguments about which nothing is known.
+That is sound with NaN and with rounding, because no law of real numbers is used.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+
+from .build import (
+    ONE,
+    ZERO,
+    add,
+    and_,
+    apply,
+    const_bool,
+    const_float,
+    const_int,
+    eq,
+    ite,
+    le,
+    lt,
+    map_ite,
+    mul,
+    not_,
+    scaled,
+    sub,
+)
+from .expr import Expr, Op, Sort, intern_expr, is_positional
+
+EXACT_LIMIT = {torch.float32: 2**24, torch.float64: 2**53, torch.float16: 2**11, torch.bfloat16: 2**8}
+"""Largest integer below which a dtype holds every integer exactly."""
+
+FOLDABLE: dict[str, Callable[..., torch.Tensor]] = {
+    "add": torch.add,
+    "sub": torch.sub,
+    "mul": torch.mul,
+    "div": torch.div,
+    "minimum": torch.minimum,
+    "maximum": torch.maximum,
+    "pow": torch.pow,
+    "neg": torch.neg,
+    "abs": torch.abs,
+    "exp": torch.exp,
+    "log": torch.log,
+    "sqrt": torch.sqrt,
+    "rsqrt": torch.rsqrt,
+    "reciprocal": torch.reciprocal,
+    "sign": torch.sign,
+    "floor": torch.floor,
+    "ceil": torch.ceil,
+    "round": torch.round,
+    "trunc": torch.trunc,
+}
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """``float32`` for ``torch.float32``."""
+    return str(dtype).removeprefix("torch.")
+
+
+def rounded(value: float, dtype: torch.dtype) -> Expr:
+    """A constant as the dtype stores it."""
+    return const_float(torch.tensor(value, dtype=torch.float64).to(dtype).item())
+
+
+def _wide(dtype: torch.dtype) -> bool:
+    return dtype in (torch.float32, torch.float64)
+
+
+def to_float(expr: Expr, dtype: torch.dtype) -> Expr:
+    """An integer as a float of the given dtype."""
+    if expr.is_const:
+        return rounded(expr.value, dtype)
+    if expr.op is Op.ITE:
+        return map_ite(expr, lambda leaf: to_float(leaf, dtype))
+    if _wide(dtype):
+        return intern_expr(Op.TO_FLOAT, Sort.FLOAT, (expr,), dtype)
+    return apply(f"to:{dtype_name(dtype)}", Sort.FLOAT, (expr,))
+
+
+def cast_float(expr: Expr, source: torch.dtype, target: torch.dtype) -> Expr:
+    """A float as a float of another dtype."""
+    if expr.is_const:
+        return rounded(expr.value, target)
+    if source == target:
+        return expr
+    if expr.op is Op.ITE:
+        return map_ite(expr, lambda leaf: cast_float(leaf, source, target))
+    if expr.op is Op.TO_FLOAT and is_positional(expr):
+        return to_float(expr.args[0], target)
+    # Widening is exact, so the value is the same; narrowing rounds.
+    if torch.promote_types(source, target) == target:
+        return expr
+    return apply(f"cast:{dtype_name(target)}", Sort.FLOAT, (expr,))
+
+
+def truncate(expr: Expr) -> Expr:
+    """A float as an integer, rounded towards zero. Infinities and NaN stay unknown."""
+    if expr.is_const and math.isfinite(expr.value) and abs(expr.value) < 2**62:
+        return const_int(math.trunc(expr.value))
+    if expr.op is Op.ITE:
+        return map_ite(expr, truncate)
+    if expr.op is Op.TO_FLOAT and is_positional(expr):
+        return expr.args[0]
+    return apply("trunc_int", Sort.INT, (expr,))
+
+
+def _as_integer(expr: Expr) -> Expr | None:
+    """The integer that a float holds exactly, if it is known to."""
+    if expr.op is Op.TO_FLOAT:
+        return expr.args[0]
+    if expr.is_const and math.isfinite(expr.value) and expr.value == math.trunc(expr.value):
+        return const_int(int(expr.value)) if abs(expr.value) <= 2**24 else None
+    return None
+
+
+def _as_integers(*exprs: Expr) -> tuple[Expr, ...] | None:
+    """The integers behind float operands, if arithmetic on them is exact."""
+    integers = [_as_integer(e) for e in exprs]
+    if any(i is None for i in integers):
+        return None
+    found = tuple(i for i in integers if i is not None)
+    data = [i for i in found if not is_positional(i)]
+    # Data may be any integer, so only "data with a constant" keeps its order and its zero under rounding.
+    if data and (len(data) > 1 or not all(i.is_const for i in found if i not in data)):
+        return None
+    return found
+
+
+def arithmetic(name: str, dtype: torch.dtype, *args: Expr) -> Expr:
+    """A pointwise float operation on operands already of `dtype`.
+
+    Choices are pulled outwards (`f(where(c, x, y))` becomes `where(c, f(x), f(y))`) while the other operands are
+    constants, so that the usual `(1 - mask) * min` folds to `where(mask, 0, min)`.
+    """
+    choice = _single_choice(args)
+    if choice is not None:
+        position, condition = choice
+
+        def inside(leaf: Expr) -> Expr:
+            return arithmetic(name, dtype, *(leaf if i == position else a for i, a in enumerate(args)))
+
+        return ite(condition, inside(args[position].args[1]), inside(args[position].args[2]))
+    if all(a.is_const for a in args) and name in FOLDABLE:
+        folded = FOLDABLE[name](*(torch.tensor(a.value, dtype=torch.float64).to(dtype) for a in args))
+        return const_float(folded.item())
+    integers = _as_integers(*args) if _wide(dtype) else None
+    if integers is not None:
+        exact = _integer_arithmetic(name, integers)
+        if exact is not None:
+            return to_float(exact, dtype)
+    simpler = _identities(name, args)
+    if simpler is not None:
+        return simpler
+    return apply(f"{name}:{dtype_name(dtype)}", Sort.FLOAT, args)
+
+
+def _single_choice(args: tuple[Expr, ...]) -> tuple[int, Expr] | None:
+    """Where the only non-constant operand is a choice: its position and condition."""
+    open_args = [(i, a) for i, a in enumerate(args) if not a.is_const]
+    if len(open_args) == 1 and open_args[0][1].op is Op.ITE:
+        return open_args[0][0], open_args[0][1].args[0]
+    return None
+
+
+def _integer_arithmetic(name: str, args: tuple[Expr, ...]) -> Expr | None:
+    positional = all(is_positional(a) for a in args)
+    if name == "add":
+        return add(*args)
+    if name == "sub":
+        return sub(*args)
+    if name == "neg":
+        return scaled(args[0], -1)
+    if name == "mul" and positional and any(a.is_const for a in args):
+        return mul(*args)
+    if name == "abs" and positional:
+        return ite(le(ZERO, args[0]), args[0], scaled(args[0], -1))
+    if name in ("floor", "ceil", "round", "trunc") and positional:
+        return args[0]
+    return None
+
+
+def _identities(name: str, args: tuple[Expr, ...]) -> Expr | None:
+    """``x + 0``, ``x - 0``, ``x * 1`` and ``x / 1`` are ``x`` (up to the sign of zero, which no mask can tell)."""
+    neutral = {"add": 0.0, "sub": 0.0, "mul": 1.0, "div": 1.0}.get(name)
+    if neutral is None or len(args) != 2:
+        return None
+    if args[1].is_const and args[1].value == neutral:
+        return args[0]
+    if name in ("add", "mul") and args[0].is_const and args[0].value == neutral:
+        return args[1]
+    return None
+
+
+def compare(name: str, left: Expr, right: Expr) -> Expr:
+    """``lt``, ``le`` or ``eq`` of two floats, with IEEE meaning (every comparison with NaN is false)."""
+    if left.is_const and right.is_const:
+        table = {"lt": left.value < right.value, "le": left.value <= right.value, "eq": left.value == right.value}
+        return const_bool(table[name])
+    if left.op is Op.ITE and right.is_const:
+        return map_ite_bool(left, lambda leaf: compare(name, leaf, right))
+    if right.op is Op.ITE and left.is_const:
+        return map_ite_bool(right, lambda leaf: compare(name, left, leaf))
+    infinite = _compare_with_infinity(name, left, right)
+    if infinite is not None:
+        return infinite
+    integers = _as_integers(left, right)
+    if integers is not None:
+        return {"lt": lt, "le": le, "eq": eq}[name](*integers)
+    return apply(f"f{name}", Sort.BOOL, (left, right))
+
+
+def _compare_with_infinity(name: str, left: Expr, right: Expr) -> Expr | None:
+    """A float that holds an integer is finite."""
+    for holder, other, holder_left in ((left, right, True), (right, left, False)):
+        if holder.op is Op.TO_FLOAT and other.is_const and abs(other.value) > 2**62:
+            if name == "eq":
+                return const_bool(False)
+            return const_bool((other.value > 0) == holder_left)
+    return None
+
+
+def map_ite_bool(expr: Expr, function: Callable[[Expr], Expr]) -> Expr:
+    """Apply a function from floats to truth values to the leaves of a choice."""
+    return map_ite(expr, function)
+
+
+def to_bool(expr: Expr) -> Expr:
+    """``x != 0`` of a float; true for NaN."""
+    return not_(compare("eq", expr, const_float(0.0)))
+
+
+def bool_to_int(expr: Expr) -> Expr:
+    """1 where true, else 0."""
+    return ite(expr, ONE, ZERO)
+
+
+def rebuild_float(expr: Expr, args: tuple[Expr, ...]) -> Expr:
+    """Rebuild a float operation on other arguments, folding what has become constant."""
+    if expr.op is Op.TO_FLOAT:
+        return to_float(args[0], expr.payload)
+    name = str(expr.payload)
+    if name in ("flt", "fle", "feq"):
+        return compare(name[1:], *args)
+    if name == "trunc_int":
+        return truncate(args[0])
+    head, _, dtype = name.partition(":")
+    if dtype and head in FOLDABLE:
+        return arithmetic(head, getattr(torch, dtype), *args)
+    if head == "to":
+        return to_float(args[0], getattr(torch, dtype))
+    if head == "cast" and args[0].is_const:
+        return rounded(args[0].value, getattr(torch, dtype))
+    if head == "wrap" and args[0].is_const:
+        info = torch.iinfo(getattr(torch, dtype))
+        if info.min <= args[0].value <= info.max:
+            return args[0]
+    return apply(name, expr.sort, args)
+
+
+__all__ = [
+    "EXACT_LIMIT",
+    "and_",
+    "arithmetic",
+    "bool_to_int",
+    "cast_float",
+    "compare",
+    "dtype_name",
+    "rebuild_float",
+    "rounded",
+    "to_bool",
+    "to_float",
+    "truncate",
+]

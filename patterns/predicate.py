@@ -1,0 +1,129 @@
+"""A mask as a predicate: who may attend to whom (`allowed`), and what is added to the scores (`bias`)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from . import build
+from .expr import Expr, Op, Sort
+from .facts import Facts
+from .floats import arithmetic
+from .formula import format_expr
+
+COORDINATES = ("b", "h", "q", "k")
+"""Names of the coordinates: batch, head, query position, key position."""
+
+
+def coordinate_names(rank: int) -> tuple[str, ...]:
+    """Names of the axes of a score tensor of the given rank: (b, h, q, k) for 4, (b, q, k) for 3, (q, k) for 2."""
+    lead = {0: (), 1: ("b",), 2: ("b", "h")}.get(rank - 2)
+    return (*(lead if lead is not None else ("b", *(f"h{i}" for i in range(rank - 3)))), "q", "k")
+
+
+@dataclass(frozen=True)
+class Predicate:
+    """The meaning of an attention mask at coordinates (b, h, q, k).
+
+    Attributes:
+        allowed: BOOL expression; True where the query may attend to the key.
+        bias: FLOAT expression added to the scaled scores where allowed; None where nothing is added.
+        value: the mask tensor's element itself (BOOL, or FLOAT for an additive mask), from which the two were split.
+        facts: ranges of sizes and coordinates under which the predicate was read.
+        blocked: the additive values that stand for "blocked" (`-inf`, `finfo.min`); empty for a boolean mask.
+    """
+
+    allowed: Expr
+    bias: Expr | None
+    value: Expr
+    facts: Facts
+    blocked: frozenset[float] = frozenset()
+
+    def __str__(self) -> str:
+        if self.bias is None:
+            return format_expr(self.allowed)
+        return f"{format_expr(self.allowed)}; bias {format_expr(self.bias, 160)}"
+
+    @property
+    def zeroes_empty_rows(self) -> bool:
+        """True if a row without any allowed key gives zeros in `scaled_dot_product_attention`.
+
+        So it is for boolean masks and -inf. With finite blocked values such a row is the plain mean of the values.
+        """
+        return all(value == float("-inf") for value in self.blocked)
+
+
+def predicate_of(value: Expr, dtype: torch.dtype, facts: Facts) -> Predicate:
+    """Split the element of a mask tensor into `allowed` and `bias`.
+
+    Args:
+        value: the element at (b, h, q, k).
+        dtype: the mask tensor's dtype; decides which finite values count as blocked.
+        facts: what is known of sizes and coordinates.
+    """
+    value = tidy(value, facts)
+    if value.sort is Sort.BOOL:
+        return Predicate(value, None, value, facts)
+    blocked: set[float] = set()
+    allowed, bias = _split(value, dtype, blocked)
+    allowed = tidy(allowed, facts)
+    if bias is None or (bias.is_const and bias.value == 0) or allowed is build.FALSE:
+        bias = None
+    return Predicate(allowed, bias, value, facts, frozenset(blocked))
+
+
+def is_blocked(value: float, dtype: torch.dtype) -> bool:
+    """True for additive values that leave no weight to a key, whatever its score: -inf and `finfo(dtype).min`.
+
+    A score plus `finfo.min` of float32, bfloat16 or float64 rounds to about -3.4e38 or less, and its exponential after
+    subtracting the row's maximum is exactly zero as long as one key of the row is not blocked. -10000 or -1e9 have no
+    such property and are a bias.
+    """
+    if value == float("-inf"):
+        return True
+    limit = torch.finfo(torch.float16).min if dtype is torch.float16 else torch.finfo(torch.bfloat16).min
+    return value <= limit
+
+
+def _split(value: Expr, dtype: torch.dtype, blocked: set[float]) -> tuple[Expr, Expr | None]:
+    """(allowed, bias) of an additive mask's element; bias None where it does not matter because all is blocked."""
+    if value.is_const:
+        if is_blocked(value.value, dtype):
+            blocked.add(value.value)
+            return build.FALSE, None
+        return build.TRUE, value
+    if value.op is Op.ITE:
+        condition, then, otherwise = value.args
+        allowed_then, bias_then = _split(then, dtype, blocked)
+        allowed_else, bias_else = _split(otherwise, dtype, blocked)
+        allowed = build.or_(build.and_(condition, allowed_then), build.and_(build.not_(condition), allowed_else))
+        if bias_then is None or bias_else is None:
+            return allowed, bias_else if bias_then is None else bias_then
+        return allowed, build.ite(condition, bias_then, bias_else)
+    if value.op is Op.APPLY and str(value.payload).startswith("add:"):
+        parts = [_split(a, dtype, blocked) for a in value.args]
+        allowed = build.and_(*(a for a, _ in parts))
+        biases = [b for _, b in parts]
+        if any(b is None for b in biases):
+            return allowed, None
+        return allowed, arithmetic("add", getattr(torch, str(value.payload)[4:]), *(b for b in biases if b is not None))
+    return build.TRUE, value
+
+
+def tidy(expr: Expr, facts: Facts) -> Expr:
+    """Settle the conditions that the facts decide, so that formulas read well."""
+    memo: dict[Expr, Expr] = {}
+
+    def visit(e: Expr) -> Expr:
+        found = memo.get(e)
+        if found is None:
+            found = build.rebuild(e, tuple(visit(a) for a in e.args)) if e.args else e
+            if found.sort is Sort.BOOL:
+                settled = facts.decide(found)
+                if settled is not None:
+                    found = build.const_bool(settled)
+            memo[e] = found
+        return found
+
+    return visit(expr)

@@ -1,0 +1,122 @@
+"""Expressions as z3 terms. z3 is imported at the first proof, not before."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from .expr import CellRef, Expr, Op, Sort
+from .facts import Facts
+
+
+class Translator:
+    """Turns expressions into z3 terms, each shared sub-expression once.
+
+    Sizes and coordinates become integers, tensor elements and unread functions become uninterpreted functions, floats
+    become an uninterpreted sort: nothing is assumed of them beyond "equal arguments give equal values".
+    """
+
+    def __init__(self) -> None:
+        import z3
+
+        self.z3: Any = z3
+        self._memo: dict[Expr, Any] = {}
+        self._functions: dict[tuple[str, tuple[Sort, ...], Sort], Any] = {}
+        self._float = z3.DeclareSort("Float")
+        self.names: dict[str, Any] = {}
+        self.cells: dict[Expr, Any] = {}
+
+    def term(self, expr: Expr) -> Any:
+        """The z3 term of an expression."""
+        found = self._memo.get(expr)
+        if found is None:
+            found = self._translate(expr, [self.term(a) for a in expr.args])
+            self._memo[expr] = found
+        return found
+
+    def facts(self, facts: Facts, exprs: list[Expr]) -> list[Any]:
+        """The facts about everything that occurs in the terms translated so far, and about the extents."""
+        for extent in facts.extents.values():
+            self.term(extent)
+        claims = [self.term(facts.assumed)]
+        for name, extent in facts.extents.items():
+            variable = self._variable(name)
+            claims += [variable >= 0, variable < self.term(extent)]
+        for name, variable in list(self.names.items()):
+            if name in facts.extents:
+                continue
+            low, high = facts.ranges.get(name, (0, None))
+            claims.append(variable >= low)
+            if high is not None:
+                claims.append(variable <= high)
+        for cell, term in self.cells.items():
+            claims += self._element_range(cell.payload, term)
+        return claims
+
+    def _element_range(self, ref: CellRef, term: Any) -> list[Any]:
+        if ref.dtype in (torch.uint8, torch.int8, torch.int16, torch.int32):
+            info = torch.iinfo(ref.dtype)
+            return [term >= info.min, term <= info.max]
+        return []
+
+    def _variable(self, name: str) -> Any:
+        if name not in self.names:
+            self.names[name] = self.z3.Int(name)
+        return self.names[name]
+
+    def _sort(self, sort: Sort) -> Any:
+        return {Sort.INT: self.z3.IntSort(), Sort.BOOL: self.z3.BoolSort(), Sort.FLOAT: self._float}[sort]
+
+    def _call(self, name: str, expr: Expr, args: list[Any]) -> Any:
+        sorts = tuple(a.sort for a in expr.args)
+        key = (name, sorts, expr.sort)
+        if not args:
+            return self.z3.Const(f"{name}!{expr.sort.value}", self._sort(expr.sort))
+        if key not in self._functions:
+            signature = [self._sort(s) for s in (*sorts, expr.sort)]
+            self._functions[key] = self.z3.Function(f"{name}!{len(self._functions)}", *signature)
+        return self._functions[key](*args)
+
+    def _translate(self, expr: Expr, args: list[Any]) -> Any:
+        z3 = self.z3
+        match expr.op:
+            case Op.CONST if expr.sort is Sort.FLOAT:
+                return z3.Const(f"float {expr.payload[0]}", self._float)
+            case Op.CONST if expr.sort is Sort.BOOL:
+                return z3.BoolVal(expr.value)
+            case Op.CONST:
+                return z3.IntVal(expr.value)
+            case Op.SIZE | Op.COORD:
+                return self._variable(str(expr.payload))
+            case Op.LINEAR:
+                constant, coefficients = expr.payload
+                return z3.Sum([c * a for c, a in zip(coefficients, args, strict=True)]) + constant
+            case Op.MUL:
+                return args[0] * args[1]
+            case Op.FLOORDIV:
+                # z3 rounds towards minus infinity for positive divisors only; the others stay unknown
+                return z3.If(args[1] > 0, args[0] / args[1], self._call("floordiv", expr, args))
+            case Op.MOD:
+                return z3.If(args[1] > 0, args[0] % args[1], self._call("mod", expr, args))
+            case Op.TO_FLOAT:
+                return self._call(f"float of {expr.payload}", expr, args)
+            case Op.ITE:
+                return z3.If(*args)
+            case Op.LE0:
+                return args[0] <= 0
+            case Op.EQ0:
+                return args[0] == 0
+            case Op.AND:
+                return z3.And(*args)
+            case Op.OR:
+                return z3.Or(*args)
+            case Op.NOT:
+                return z3.Not(args[0])
+            case Op.CELL:
+                term = self._call(f"cell {expr.payload.node}", expr, args)
+                self.cells[expr] = term
+                return term
+            case Op.APPLY:
+                return self._call(f"apply {expr.payload}", expr, args)
+        raise ValueError(f"no z3 term for {expr.op}")
