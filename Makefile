@@ -89,11 +89,12 @@ demo: venv ## the main job: eager, Inductor, attnlower and a hand-made oracle si
 demo-quick: venv ## the same, cut down to less than a minute
 	$(BIN)/attnlower demo --quick $(DEMO)
 
-bench-save: venv ## run the demo and keep its JSON in bench/results/
+bench-save: venv ## run the demo in float32 and in bfloat16 and keep its JSON in bench/results/
 	mkdir -p bench/results
-	$(BIN)/attnlower demo --json $(DEMO) > $(VENV)/demo.json
-	cp $(VENV)/demo.json "bench/results/demo-$$(date -u +%Y-%m-%d).json"
-	@ls bench/results/demo-*.json
+	for dtype in float32 bfloat16; do \
+	  $(BIN)/attnlower demo --dtype $$dtype --json $(DEMO) > $(VENV)/demo.json; \
+	  mv $(VENV)/demo.json "bench/results/demo-$$dtype.json"; \
+	done
 
 clean: ## remove .venv and every cache
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

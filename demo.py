@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import torch
 
     from .demo_model import Call
+    from .lowering import Report
 
 Step = Callable[[str], None]
 
@@ -74,7 +75,7 @@ class Result:
     input: str
     call: str
     machine: dict[str, object]
-    report: Any
+    report: Report
     first_calls: dict[str, FirstCall]
     rounds: timing.Rounds
     no_oracle: str | None
@@ -262,6 +263,7 @@ def to_dict(result: Result) -> dict[str, Any]:
         name: {
             "seconds": list(result.rounds.seconds[name]),
             "seconds_spread": result.rounds.spread(name).to_dict(),
+            "fastest_seconds": result.rounds.fastest(name),
             "ratio_to": {base: result.rounds.ratio(name, base).to_dict() for base in bases},
             "first_call_seconds": first.seconds,
             "dynamo_graphs": first.graphs,

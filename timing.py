@@ -54,6 +54,10 @@ class Rounds:
         """Median and quartiles of one variant's times, in seconds."""
         return Spread.of(self.seconds[name])
 
+    def fastest(self, name: str) -> float:
+        """One variant's least time, in seconds: what a busy machine disturbs least."""
+        return min(self.seconds[name])
+
     def ratio(self, name: str, base: str) -> Spread:
         """How many times as long `name` takes as `base`: taken round by round, then median and quartiles."""
         pairs = zip(self.seconds[name], self.seconds[base], strict=True)

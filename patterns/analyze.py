@@ -180,6 +180,10 @@ def _mask_value(session: _Session, call: AttentionCall, facts: Facts) -> tuple[E
         mask_dtype = _dtype(call.terms[0])
         # SDPA converts an additive mask to the query's dtype, or computes in the mask's; blocked values are the mask's.
         return element, mask_dtype if element.sort is Sort.FLOAT else torch.bool
+    for term in call.terms:
+        # float16 scores plus a float32 mask are float32: nothing may be rounded on the way that torch does not round
+        if _dtype(term).is_floating_point:
+            dtype = torch.promote_types(dtype, _dtype(term))
     value = rounded(0.0, dtype)
     for term in call.terms:
         element = _read_term(session, reader, term, position)

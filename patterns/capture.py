@@ -325,15 +325,17 @@ def _allow_real_inputs(fake_mode: Any) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _no_new_guards(shape_env: Any) -> Iterator[list[str]]:
-    """Suppress guards on the ShapeEnv and list those that were asked for."""
+    """Suppress guards on the ShapeEnv and list those that were asked for and are not there already."""
     asked: list[str] = []
     if shape_env is None:
         yield asked
         return
     original = shape_env._log_guard
+    present = {guard.expr for guard in shape_env.guards}
 
     def record(prefix: str, guard: Any, *args: Any, **kwargs: Any) -> None:
-        asked.append(str(guard))
+        if guard not in present:
+            asked.append(str(guard))
 
     shape_env._log_guard = record
     try:

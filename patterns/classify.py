@@ -9,7 +9,7 @@ import torch
 
 from . import build
 from .conditions import Condition, truth_candidates
-from .expr import Expr, cells, is_positional
+from .expr import Expr, cells, coords, is_positional
 from .facts import Facts
 from .masks.causal import Causal, offsets
 from .masks.full import Full
@@ -131,7 +131,13 @@ def _data_kinds(data: tuple[Expr, ...], facts: Facts) -> Iterator[str]:
 
 
 def find_guard(predicate: Predicate, dtype: torch.dtype, prover: Prover) -> Guard | None:
-    """The weakest condition on the inputs under which the mask is full or causal (upper left), with proof."""
+    """The weakest condition on the inputs under which the mask is full or causal (upper left), with proof.
+
+    Only inputs read at the key's own position (padding) are considered: asking whether a whole S x S mask is all true
+    would cost what it saves.
+    """
+    if any(coords(c) - {"b", "k"} for c in cells(predicate.value)):
+        return None
     for conditions, value in truth_candidates(predicate.value):
         simpler = predicate_of(value, dtype, predicate.facts)
         if simpler.bias is not None or cells(simpler.allowed):

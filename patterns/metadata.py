@@ -34,7 +34,7 @@ def module_path(node: fx.Node) -> str:
 
 
 def _clean_path(path: str) -> str:
-    path = re.sub(r"^(L\['self'\]|L\['fn'\]|L__self__|G\['[^']*'\])\.?", "", path)
+    path = re.sub(r"^([LG]\['[^']*'\]|L__self__)\.?", "", path)
     path = re.sub(r"_modules\['([^']*)'\]", r"\1", path)
     path = re.sub(r"\[['\"]?([^\]'\"]*)['\"]?\]", r".\1", path)
     return path.strip(".").removeprefix("_orig_mod.")

@@ -27,7 +27,7 @@ from torch import fx
 from ..errors import ReadRuleError
 from . import build
 from .casts import convert
-from .expr import CellRef, Expr, Sort
+from .expr import CellRef, Expr, Op, Sort
 from .facts import Facts
 from .floats import rounded, to_float
 from .metadata import value_of
@@ -150,6 +150,8 @@ class Reader:
         """The index into an axis that broadcasts if its size is 1."""
         if extent is build.ONE:
             return build.ZERO
+        if coordinate.op is Op.COORD and self.facts.extents.get(str(coordinate.payload)) is extent:
+            return coordinate  # below the extent anyway, so 0 where the extent is 1
         return self.choose(build.eq(extent, build.ONE), build.ZERO, coordinate)
 
     def choose(self, condition: Expr, then: Expr, otherwise: Expr) -> Expr:
@@ -172,8 +174,12 @@ class Reader:
 
     def opaque(self, node: fx.Node, coords: Coords, reason: str) -> Expr:
         """The element as an unknown function of its coordinates; the reason is kept for the report."""
-        self.unread.setdefault(node.name, reason)
-        return build.cell(CellRef(node.name, node.name, self.dtype(node), is_input=False), coords)
+        # Names of this traced graph and of the user's graph are kept apart: one name must mean one tensor.
+        name = node.name
+        while any(ref.node == name for ref in self.labels.values()):
+            name += "_traced"
+        self.unread.setdefault(name, reason)
+        return build.cell(CellRef(name, name, self.dtype(node), is_input=False), coords)
 
     def _read_tensor(self, node: fx.Node, recorded: torch.Tensor, coords: Coords) -> Expr:
         constant = self.constants.get(node.name)

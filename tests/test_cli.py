@@ -57,8 +57,11 @@ def test_explain_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
 def test_explain_with_an_assumption(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = saved(tmp_path, padding=True)
     assert cli.main(["explain", "--json", "--assume", "attention_mask.all()", str(path)]) == 0
-    (site,) = json.loads(capsys.readouterr().out)["sites"]
-    assert site["action"] == "is_causal"
+    report = json.loads(capsys.readouterr().out)
+    assert report["assumptions"] == ["attention_mask.all()"]
+    assert [site["action"] for site in report["sites"]] != ["keep"]
+    assert cli.main(["explain", "--json", str(path)]) == 0
+    assert [site["action"] for site in json.loads(capsys.readouterr().out)["sites"]] == ["keep"]
 
 
 def test_explain_leaves_the_file_alone(tmp_path: Path) -> None:

@@ -16,6 +16,8 @@ from ...patterns.metadata import tensor_of
 from ..result import PassResult, Refusal
 from .base import PassContext, Site, for_each_site, refuse, rewrite_site
 
+_FUSED = frozenset({"flash", "efficient", "cudnn", "flash_for_cpu", "overrideable"})
+
 
 class Canonicalize:
     """Replace the calls whose canonical form is equal for every input."""
@@ -38,6 +40,8 @@ class Canonicalize:
             return refuse(site, site.analysis.problem, site.analysis.problem_node)
         if call.empty_rows_are_nan and call.terms:
             return refuse(site, "attention written out with a mask: rows without any key would be zeros, not NaN")
+        if call.is_causal and call.spelling in _FUSED and not site.analysis.square:
+            return refuse(site, "fused kernels differ in where is_causal starts when Q and K differ")
         alignment = Alignment.UPPER_LEFT if call.is_causal else Alignment.NONE
         mask = bias = None
         if call.terms:

@@ -34,7 +34,6 @@ class _Scores:
     scale: float | fx.Node = 1.0
     product: fx.Node | None = None
     blockers: list[str] = field(default_factory=list)
-    capped: bool = False
 
 
 def match_eager(node: fx.Node) -> AttentionCall | NearMiss | None:
@@ -105,7 +104,7 @@ def _walk_scores(value: object, scores: _Scores) -> str | None:
             value = value.args[0]
         elif name == "tanh":
             scores.blockers.append("the scores are soft-capped (tanh), which no fused kernel takes")
-            scores.capped = True
+            scores.scale = 1.0  # the cap's own factor; the call stays as it is, so no scale is needed
             value = value.args[0]
         elif name in _FACTORS:
             value, reason = _take_factor(value, scores)
@@ -115,6 +114,8 @@ def _walk_scores(value: object, scores: _Scores) -> str | None:
             value, mask = _score_operand(value)
             if mask is None or value is None:
                 return "the addition to the scores has no tensor operand that is a mask"
+            if scores.scale != 1.0:
+                return f"a factor scales the mask '{mask.name}' together with the scores"
             scores.terms.append(MaskTerm(mask, TermMode.ADD))
         elif name in ("masked_fill", "masked_fill_"):
             value, reason = _take_fill(value, scores)
@@ -136,8 +137,6 @@ def _take_factor(node: fx.Node, scores: _Scores) -> tuple[Any, str | None]:
         left, right = right, left
     if _is_tensor(right):
         return None, f"the scores are scaled by a tensor (node '{node.name}')"
-    if scores.terms and not scores.capped and not _soft_capped(left):
-        return None, f"a factor (node '{node.name}') scales the scores after a mask was put on them"
     if isinstance(right, fx.Node):
         if divides or scores.scale != 1.0:
             return None, f"the scale of the scores (node '{node.name}') is not a constant"
@@ -149,14 +148,11 @@ def _take_factor(node: fx.Node, scores: _Scores) -> tuple[Any, str | None]:
     return left, None
 
 
-def _soft_capped(value: object) -> bool:
-    """True if a factor belongs to a soft cap: `cap * tanh(scores / cap)`."""
-    return _is_call(value, frozenset({"tanh"}))
-
-
 def _take_fill(node: fx.Node, scores: _Scores) -> tuple[Any, str | None]:
     args = {**dict(zip(("self", "mask", "value"), node.args, strict=False)), **node.kwargs}
     fill = _number(args.get("value"))
+    if scores.scale != 1.0:
+        return None, f"a factor scales the scores after the fill '{node.name}'"
     if fill is None or not isinstance(args.get("mask"), fx.Node):
         return None, f"the fill value of '{node.name}' is not a constant"
     scores.terms.append(MaskTerm(args["mask"], TermMode.BLOCK, fill))
@@ -166,6 +162,8 @@ def _take_fill(node: fx.Node, scores: _Scores) -> tuple[Any, str | None]:
 def _take_where(node: fx.Node, scores: _Scores) -> tuple[Any, str | None]:
     if len(node.args) != 3 or not isinstance(node.args[0], fx.Node):
         return None, f"'{node.name}' is no choice between scores and a number"
+    if scores.scale != 1.0:
+        return None, f"a factor scales the scores after the choice '{node.name}'"
     condition, then, otherwise = node.args
     if _number(otherwise) is not None and _leads_to_product(then):
         scores.terms.append(MaskTerm(condition, TermMode.KEEP, _number(otherwise)))
