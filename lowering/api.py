@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,14 +11,15 @@ import torch
 from torch import fx
 from torch.export import ExportedProgram
 
-from ..errors import ProgramError
+from ..errors import OptionError, ProgramError
 from ..patterns.conditions import Condition, parse_conditions
 from ..patterns.metadata import input_label, tensor_of
 from ..patterns.prover import DEFAULT_TIMEOUT_MS, Prover
 from .assertions import insert_assertions
 from .exported import lifted_constants, size_ranges, user_inputs, with_graph
 from .history import last_report
-from .inspecting import Inspector
+from .inspecting import inspection, inspector
+from .options import checked_timeout
 from .plan import make_assumed_variant
 from .report import Report
 from .targets import find_target
@@ -61,12 +62,13 @@ def lower(
 
     Raises:
         ProgramError: if `program` is neither.
-        OptionError: for an unknown target or an assumption that cannot be read or names no input.
+        OptionError: for an unknown target, an assumption that cannot be read or names no input, or a wrong time-out.
+        LegalizeError: if the target cannot express a call.
     """
     chosen = find_target(target)
-    prover = Prover(timeout_ms)
+    prover = Prover(checked_timeout(timeout_ms))
     if isinstance(program, ExportedProgram):
-        assumed = parse_conditions(assume, user_inputs(program)) if assume is not None else ()
+        assumed = _parsed(assume, user_inputs(program))
         variant, report = make_assumed_variant(
             program.graph_module,
             chosen,
@@ -79,7 +81,7 @@ def lower(
             insert_assertions(variant.gm, assumed)
         return Lowered(with_graph(program, variant.gm), report)
     if isinstance(program, fx.GraphModule):
-        assumed = parse_conditions(assume, _tensor_inputs(program)) if assume is not None else ()
+        assumed = _parsed(assume, _tensor_inputs(program))
         variant, report = make_assumed_variant(program, chosen, assumed, prover=prover)
         if check_assumptions:
             insert_assertions(variant.gm, assumed)
@@ -88,6 +90,17 @@ def lower(
         f"lower takes an ExportedProgram or a GraphModule, not {type(program).__name__}; "
         "use torch.export.export(model, ...) or torch.compile(model, backend='attnlower')"
     )
+
+
+def _parsed(assume: str | Iterable[str] | None, inputs: Mapping[str, str]) -> tuple[Condition, ...]:
+    """The assumptions as conditions on inputs."""
+    if assume is None:
+        return ()
+    texts = [assume] if isinstance(assume, str) else list(assume) if isinstance(assume, Iterable) else [assume]
+    wrong = next((t for t in texts if not isinstance(t, str)), None)
+    if wrong is not None:
+        raise OptionError(f"assume takes text such as 'attention_mask.all()', one or several, not {wrong!r}")
+    return parse_conditions(texts, inputs)
 
 
 def _tensor_inputs(gm: fx.GraphModule) -> dict[str, str]:
@@ -104,7 +117,7 @@ def explain(model_or_program: Any, *args: Any, **kwargs: Any) -> Report:
     """Say what attnlower finds in a model or program and would do about it. Changes nothing.
 
     Args:
-        model_or_program: an ExportedProgram or GraphModule, or a model or function to be captured as torch.compile would.
+        model_or_program: an ExportedProgram, a GraphModule, or a model or function to be captured like torch.compile.
         args: arguments of the model, if it is one. It is called once on copies of them, without gradients.
         kwargs: likewise.
 
@@ -113,24 +126,27 @@ def explain(model_or_program: Any, *args: Any, **kwargs: Any) -> Report:
     """
     if isinstance(model_or_program, (ExportedProgram, fx.GraphModule)) and not args and not kwargs:
         return lower(model_or_program).report
+    if isinstance(model_or_program, ExportedProgram):
+        raise ProgramError("explain takes an ExportedProgram without arguments; it holds its own example inputs")
     if not callable(model_or_program):
         raise ProgramError(f"explain takes a model, a function or a program, not {type(model_or_program).__name__}")
     return _explain_by_compiling(model_or_program, args, kwargs)
 
 
 def _explain_by_compiling(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Report:
-    inspector = Inspector()
     buffers = [(b, b.detach().clone()) for b in model.buffers()] if isinstance(model, torch.nn.Module) else []
 
     def call(*inner_args: Any, **inner_kwargs: Any) -> Any:
         return model(*inner_args, **inner_kwargs)
 
+    # Dynamo counts recompilations by code object; with one of its own no earlier call of `explain` counts against it.
+    call.__code__ = call.__code__.replace()
     compiled = torch.compile(call, backend=inspector)
-    with torch.no_grad(), torch.random.fork_rng():
+    with inspection() as found, torch.no_grad(), torch.random.fork_rng():
         compiled(*copy.deepcopy(args), **copy.deepcopy(kwargs))
         for buffer, before in buffers:
             buffer.copy_(before)
-    return inspector.report()
+    return found.report()
 
 
 __all__ = ["Condition", "Lowered", "explain", "last_report", "lower"]

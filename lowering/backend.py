@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import fx
@@ -86,8 +86,8 @@ def _compile(gm: fx.GraphModule, example_inputs: Sequence[Any], chosen: BackendO
         return gm.forward
     from torch._inductor.compile_fx import compile_fx
 
-    compiled: Compiled = compile_fx(gm, list(example_inputs), config_patches=dict(chosen.inductor) or None)
-    return compiled
+    compiled: Any = compile_fx(gm, list(example_inputs), config_patches=dict(chosen.inductor) or None)
+    return cast(Compiled, compiled)
 
 
 def _lazy_general(plan: Plan, gm: fx.GraphModule, chosen: BackendOptions) -> Callable[[], Compiled]:

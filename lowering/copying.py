@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import types
 
 import torch
 from torch import fx
@@ -12,12 +13,11 @@ def copy_graph_module(gm: fx.GraphModule) -> tuple[fx.GraphModule, dict[fx.Node,
     """A graph module with a copy of the graph and the same tensors, and the map from old to new nodes."""
     graph = fx.Graph(tracer_cls=getattr(gm.graph, "_tracer_cls", None))
     nodes: dict[fx.Node, fx.Node] = {}
-    output = graph.graph_copy(gm.graph, nodes, return_output_node=True)
-    if output is not None:
-        value, old_output = output
-        new_output = graph.output(value)
-        new_output.meta = dict(old_output.meta)
-        nodes[old_output] = new_output
+    value = graph.graph_copy(gm.graph, nodes)
+    old_output = next((n for n in gm.graph.nodes if n.op == "output"), None)
+    if old_output is not None:
+        nodes[old_output] = graph.output(value)
+        nodes[old_output].meta = dict(old_output.meta)
     for old_node, new_node in nodes.items():
         # Dynamo hangs an input's source on the node itself; AOTAutograd asks for it.
         for name, value in vars(old_node).items():
@@ -26,9 +26,36 @@ def copy_graph_module(gm: fx.GraphModule) -> tuple[fx.GraphModule, dict[fx.Node,
     graph.set_codegen(copy.copy(gm.graph._codegen))
     new = fx.GraphModule(gm, graph, class_name=type(gm).__name__)
     new.meta = dict(gm.meta)
+    _copy_module_state(gm, new)
     # Dynamo and export keep facts about the module in plain attributes; Inductor reads some of them.
     for name, value in vars(gm).items():
-        if name not in vars(new) and not isinstance(value, (torch.nn.Module, torch.Tensor)):
-            object.__setattr__(new, name, value)
-    new.train(gm.training)
+        if name in vars(new) or isinstance(value, (torch.nn.Module, torch.Tensor)):
+            continue
+        if isinstance(value, types.MethodType) and value.__self__ is gm:
+            value = types.MethodType(value.__func__, new)
+        object.__setattr__(new, name, value)
     return new, nodes
+
+
+_HOOKS = tuple(name for name in vars(torch.nn.Module()) if name.startswith(("_forward_", "_backward_")))
+
+
+def _copy_module_state(gm: fx.GraphModule, new: fx.GraphModule) -> None:
+    """What `fx.GraphModule` makes anew: hooks, training flags, which buffers are saved, which tensors are no buffers.
+
+    Modules that the graph calls are the user's own objects and stay as they are (`Module.train` would reach into them).
+    """
+    for name in _HOOKS:
+        object.__setattr__(new, name, copy.copy(getattr(gm, name)))
+    originals = dict(gm.named_modules(remove_duplicate=False))
+    for path, module in new.named_modules(remove_duplicate=False):
+        original = originals.get(path)
+        if original is None or original is module:
+            continue
+        module.training = original.training
+        for name in list(module._buffers):
+            if name in original._non_persistent_buffers_set:
+                module._non_persistent_buffers_set.add(name)
+            elif name not in original._buffers:
+                tensor = module._buffers.pop(name)
+                object.__setattr__(module, name, tensor)

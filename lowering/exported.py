@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import torch
 from torch import fx
-from torch.export import ExportedProgram
+from torch.export import ExportedProgram, ModuleCallEntry
 from torch.export.graph_signature import InputKind, TensorArgument
 
 from ..patterns.sizes import ranges_of
@@ -46,7 +46,7 @@ def with_graph(program: ExportedProgram, gm: fx.GraphModule) -> ExportedProgram:
     signature = copy.deepcopy(program.graph_signature)
     output = next(n for n in gm.graph.nodes if n.op == "output")
     renamed: dict[str, str] = {}
-    for spec, value in zip(signature.output_specs, output.args[0], strict=True):  # type: ignore[arg-type]
+    for spec, value in zip(signature.output_specs, output.args[0], strict=True):
         if isinstance(value, fx.Node) and hasattr(spec.arg, "name") and spec.arg.name != value.name:
             renamed[spec.arg.name] = value.name
             spec.arg.name = value.name
@@ -63,7 +63,7 @@ def with_graph(program: ExportedProgram, gm: fx.GraphModule) -> ExportedProgram:
     )
 
 
-def _renamed(module_call_graph: list[object], renamed: Mapping[str, str]) -> list[object]:
+def _renamed(module_call_graph: list[ModuleCallEntry], renamed: Mapping[str, str]) -> list[ModuleCallEntry]:
     """A copy of the module call graph in which outputs carry the names they have now."""
     copied = copy.deepcopy(module_call_graph)
     for entry in copied:

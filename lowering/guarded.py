@@ -44,6 +44,7 @@ class GuardedCallable:
             return all(bool(condition.holds(args[position])) for position, condition in self._checks)
 
     def __call__(self, *args: Any) -> Any:
+        """Run the variant that is valid for these arguments."""
         if self.holds(args):
             return self._fast(*args)
         if self._general is None:

@@ -2,33 +2,58 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from torch import fx
 
+from .history import merged
 from .plan import make_plan
 from .report import Report
 from .targets import find_target
 
+_running = threading.local()
 
-class Inspector:
-    """Collects the reports of the graphs that Dynamo hands over."""
+
+class Inspection:
+    """The reports of the graphs that ran, each once, in the order of their first run."""
 
     def __init__(self) -> None:
-        self._reports: list[Report] = []
+        self._reports: dict[int, Report] = {}
 
-    def __call__(self, gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
-        self._reports.append(make_plan(gm, find_target("inductor")).report)
-        return gm.forward
+    def add(self, report: Report) -> None:
+        """Count a graph in."""
+        self._reports.setdefault(id(report), report)
 
     def report(self) -> Report:
         """The reports of all graphs as one."""
-        if not self._reports:
-            return Report()
-        sites = tuple(s for r in self._reports for s in r.sites)
-        misses = tuple(m for r in self._reports for m in r.near_misses)
-        keys = {k for r in self._reports for k in r.stats}
-        stats = {k: sum(r.stats.get(k, 0) for r in self._reports) for k in keys}
-        return replace(self._reports[-1], sites=sites, near_misses=misses, stats=stats)
+        return merged(self._reports.values())
+
+
+def inspector(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
+    """The backend: read the graph and run it as it is; each run counts it in.
+
+    One function for all inspections: Dynamo then keeps one entry for a piece of code it has seen, not one per inspection.
+    """
+    report = make_plan(gm, find_target("inductor")).report
+
+    def run(*args: Any) -> Any:
+        current: Inspection | None = getattr(_running, "inspection", None)
+        if current is not None:
+            current.add(report)
+        return gm.forward(*args)
+
+    return run
+
+
+@contextmanager
+def inspection() -> Iterator[Inspection]:
+    """Collect the reports of the graphs that run in this thread meanwhile."""
+    before = getattr(_running, "inspection", None)
+    _running.inspection = Inspection()
+    try:
+        yield _running.inspection
+    finally:
+        _running.inspection = before

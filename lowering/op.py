@@ -46,7 +46,6 @@ def combined_mask(
         allowed = causal if allowed is None else allowed & causal
     if bias is None:
         return allowed
-    bias = bias.to(query.dtype)
     return bias if allowed is None else torch.where(allowed, bias, float("-inf"))
 
 
@@ -75,7 +74,7 @@ def reference_attention(
     empty = (scores == float("-inf")).all(-1, keepdim=True)
     weights = torch.softmax(scores.masked_fill(empty, 0.0), -1).masked_fill(empty, 0.0)
     weights = torch.nn.functional.dropout(weights, dropout_p)
-    return (weights @ value).to(query.dtype)
+    return (weights.to(value.dtype) @ value).to(query.dtype)
 
 
 @torch.library.custom_op("attnlower::attention", mutates_args=())
@@ -123,10 +122,10 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         raise LegalizeError("the reference kernel of attnlower::attention has no backward with dropout; legalize first")
     query, key, value, mask, bias = ctx.saved_tensors
     with torch.enable_grad():
-        leaves = [t.detach().requires_grad_() for t in (query, key, value)]
+        q, k, v = (t.detach().requires_grad_() for t in (query, key, value))
         bias_leaf = bias.detach().requires_grad_() if bias is not None and ctx.needs_input_grad[4] else bias
-        out = reference_attention(*leaves, mask, bias_leaf, alignment, scale, 0.0, enable_gqa)
-        wanted = leaves + ([bias_leaf] if bias_leaf is not None and bias_leaf.requires_grad else [])
+        out = reference_attention(q, k, v, mask, bias_leaf, alignment, scale, 0.0, enable_gqa)
+        wanted = [q, k, v] + ([bias_leaf] if bias_leaf is not None and bias_leaf.requires_grad else [])
         grads = list(torch.autograd.grad(out, wanted, grad))
     bias_grad = grads[3] if len(grads) > 3 else None
     return grads[0], grads[1], grads[2], None, bias_grad, None, None, None, None

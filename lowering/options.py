@@ -54,10 +54,19 @@ def parse_options(options: Mapping[str, Any] | None, mode: str | None = None) ->
     strict = given.pop("strict", False)
     if not isinstance(strict, bool):
         raise OptionError(f"option 'strict' is True or False, not {strict!r}")
-    timeout = given.pop("timeout_ms", DEFAULT_TIMEOUT_MS)
+    timeout = checked_timeout(given.pop("timeout_ms", DEFAULT_TIMEOUT_MS))
+    return BackendOptions(target, padding, strict, timeout, {**_mode_options(mode), **_inductor_options(given)})
+
+
+def checked_timeout(timeout: object) -> int:
+    """The time-out itself.
+
+    Raises:
+        OptionError: if it is no positive whole number.
+    """
     if isinstance(timeout, bool) or not isinstance(timeout, int) or timeout <= 0:
         raise OptionError(f"option 'timeout_ms' is a positive number of milliseconds, not {timeout!r}")
-    return BackendOptions(target, padding, strict, timeout, {**_mode_options(mode), **_inductor_options(given)})
+    return timeout
 
 
 def _mode_options(mode: str | None) -> dict[str, Any]:

@@ -223,7 +223,9 @@ def _reason(
     if action != "keep":
         return named.reason
     if not call.terms:
-        return f"{named.reason}; no mask to remove" if not call.is_causal else f"{named.reason}; is_causal is already set"
+        return (
+            f"{named.reason}; no mask to remove" if not call.is_causal else f"{named.reason}; is_causal is already set"
+        )
     refused = refusals.get((found.module, call.node.name), "")
     hint = ""
     if named.guard is not None and not call.blockers:

@@ -147,7 +147,9 @@ def _analyze_call(session: _Session, call: AttentionCall) -> SiteAnalysis:
         return SiteAnalysis(call, module, None, square, f"{type(error).__name__}: {error}", call.terms[0].node.name)
     key = (value, dtype, tuple(facts.extents.items()))
     if key not in session.known:
-        session.known[key] = _with_unread_reason(session, classify(predicate_of(value, dtype, facts), dtype, session.prover))
+        session.known[key] = _with_unread_reason(
+            session, classify(predicate_of(value, dtype, facts), dtype, session.prover)
+        )
     return SiteAnalysis(call, module, session.known[key], square, mask_value=value if call.terms else None)
 
 

@@ -301,8 +301,10 @@ def ite(condition: Expr, then: Expr, otherwise: Expr) -> Expr:
     if otherwise.op is Op.ITE and otherwise.args[0] is condition:
         otherwise = otherwise.args[2]
     if then.sort is Sort.BOOL:
-        return or_(and_(condition, then), and_(not_(condition), otherwise)) if _cheap(then, otherwise) else (
-            intern_expr(Op.ITE, Sort.BOOL, (condition, then, otherwise))
+        return (
+            or_(and_(condition, then), and_(not_(condition), otherwise))
+            if _cheap(then, otherwise)
+            else (intern_expr(Op.ITE, Sort.BOOL, (condition, then, otherwise)))
         )
     return intern_expr(Op.ITE, then.sort, (condition, then, otherwise))
 

@@ -113,9 +113,7 @@ def _label(node: fx.Node) -> CellRef:
 # --- which nodes belong to a mask -----------------------------------------------------------------------------
 
 
-def _closure(
-    masks: Sequence[fx.Node], uses: Sequence[fx.Node]
-) -> tuple[list[fx.Node], list[fx.Node], bool]:
+def _closure(masks: Sequence[fx.Node], uses: Sequence[fx.Node]) -> tuple[list[fx.Node], list[fx.Node], bool]:
     """The nodes to copy, in graph order; the boundary; and whether any of them writes into a tensor."""
     inner: set[fx.Node] = set()
     boundary: set[fx.Node] = set()
@@ -171,7 +169,7 @@ def op_name(node: fx.Node) -> str:
     if isinstance(target, str):
         return target
     if isinstance(target, torch._ops.OpOverload):
-        return target.overloadpacket.__name__
+        return str(target.overloadpacket.__name__)
     return str(getattr(target, "__name__", target))
 
 

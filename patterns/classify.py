@@ -14,7 +14,7 @@ from .facts import Facts
 from .masks.causal import Causal, offsets
 from .masks.full import Full
 from .masks.padding import is_packed, is_padding
-from .masks.sliding_window import SlidingWindow, windows
+from .masks.sliding_window import windows
 from .masks.template import Alignment, MaskTemplate
 from .predicate import Predicate, predicate_of
 from .prover import Prover
@@ -113,7 +113,7 @@ def _candidates(predicate: Predicate) -> Iterator[MaskTemplate]:
         return
     yield from windows(allowed)
     offset_templates = [Causal(offset=o) for o in offsets(allowed) if o is not build.ZERO]
-    if not isinstance(allowed, Expr) or build.eq(extents["q"], extents["k"]) is not build.TRUE:
+    if build.eq(extents["q"], extents["k"]) is not build.TRUE:
         yield Causal(Alignment.LOWER_RIGHT)
     yield from offset_templates
     yield Full()
@@ -166,7 +166,6 @@ def _reason(template: MaskTemplate | None, data: tuple[Expr, ...], verdict: Verd
             return f"no known mask: {describe_witness(predicate, witness)}"
         case Unknown(node, reason):
             return f"cannot tell: {reason}" + (f" (node '{node}')" if node and f"'{node}'" not in reason else "")
-    return ""
 
 
 def describe_witness(predicate: Predicate, witness: object) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from .expr import Expr, Op, Sort
-from .floats import FOLDABLE
+from .floats import FOLDABLE, math_dtype
 from .predicate import Predicate
 
 
@@ -41,9 +41,7 @@ def mask_tensor(predicate: Predicate, sizes: Mapping[str, int], tensors: Mapping
         sizes: a number for every size symbol.
         tensors: the inputs it depends on, by label.
     """
-    extents = {
-        name: int(evaluate(extent, sizes, {}).item()) for name, extent in predicate.facts.extents.items()
-    }
+    extents = {name: int(evaluate(extent, sizes, {}).item()) for name, extent in predicate.facts.extents.items()}
     grids = {
         name: torch.arange(extent).view(*(extent if i == p else 1 for i in range(len(extents))))
         for p, (name, extent) in enumerate(extents.items())
@@ -82,7 +80,10 @@ class _Evaluator:
                 tensor = self._tensors.get(expr.payload.label)
                 if tensor is None:
                     raise EvaluationError(f"no tensor for '{expr.payload.label}'")
-                return tensor[tuple(args)] if args else tensor
+                if tensor.dtype is not torch.bool and not tensor.dtype.is_floating_point:
+                    tensor = tensor.to(torch.int64)  # integers of formulas do not wrap around
+                # Indices out of range belong to the branch of a choice that is not taken.
+                return tensor[tuple(a.clamp(0, s - 1) for a, s in zip(args, tensor.shape, strict=True))]
             case Op.TO_FLOAT:
                 return args[0].to(expr.payload)
             case Op.APPLY:
@@ -110,7 +111,8 @@ class _Evaluator:
         if name in ("to", "cast", "wrap"):
             return args[0].to(getattr(torch, dtype))
         if name in FOLDABLE and dtype:
-            return FOLDABLE[name](*(a.to(getattr(torch, dtype)) for a in args))
+            target = getattr(torch, dtype)
+            return FOLDABLE[name](*(a.to(math_dtype(target)) for a in args)).to(target)
         raise EvaluationError(f"'{expr.payload}' has no known value")
 
 

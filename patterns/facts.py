@@ -109,4 +109,3 @@ class Facts:
     def _minus_one(self, extent: Expr) -> int | None:
         high = self.bounds(extent)[1]
         return None if high is None else high - 1
-

@@ -1,10 +1,11 @@
 """Floating-point expressions: constants are folded with the dtype's own rounding, all else stays symbolic.
 
 Arithmetic on floats that hold integers exactly (positions, sizes) is carried out on the integers. float32 holds
-integers up to 2**24 exactly and float64 up to 2**53; no S x S mask has such an S, so positions and sizes are treated
-as exact in these two. float16 and bfloat16 hold only 2048 and 256 exactly: there a position becomes an unknown
-function of itself, and nothing is proved about it. Tensor data turned into a float is compared as an integer only
-with constants up to 2**24, where rounding cannot change the answer.
+integers up to 2**24 exactly and float64 up to 2**53. No S x S mask has an S of 2**20, so positions and sizes are taken
+to be below that; what is made of them (`q * S + k`, say) is treated as exact only if it stays below the dtype's limit.
+float16 and bfloat16 hold only 2048 and 256 exactly: there a position becomes an unknown function of itself, and nothing
+is proved about it. Tensor data turned into a float is compared as an integer only with small constants, where rounding
+cannot change the answer.
 
 An operation that cannot be folded becomes an APPLY: a pure function of its arguments about which nothing is known.
 That is sound with NaN and with rounding, because no law of real numbers is used.
@@ -29,6 +30,7 @@ from .build import (
     eq,
     ite,
     le,
+    linear_parts,
     lt,
     map_ite,
     mul,
@@ -37,6 +39,9 @@ from .build import (
     sub,
 )
 from .expr import Expr, Op, Sort, intern_expr, is_positional
+
+_POSITION_LIMIT = 2**20
+_DATA_LIMIT = 2**22
 
 EXACT_LIMIT = {torch.float32: 2**24, torch.float64: 2**53, torch.float16: 2**11, torch.bfloat16: 2**8}
 """Largest integer below which a dtype holds every integer exactly."""
@@ -74,8 +79,32 @@ def rounded(value: float, dtype: torch.dtype) -> Expr:
     return const_float(torch.tensor(value, dtype=torch.float64).to(dtype).item())
 
 
+def math_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype in which torch computes: float32 for float16 and bfloat16, whose results are rounded once."""
+    return dtype if _wide(dtype) else torch.float32
+
+
 def _wide(dtype: torch.dtype) -> bool:
     return dtype in (torch.float32, torch.float64)
+
+
+def magnitude(expr: Expr) -> float:
+    """A bound on the absolute value of an integer made of positions and sizes; infinite if none is known."""
+    match expr.op:
+        case Op.CONST:
+            return abs(int(expr.value))
+        case Op.SIZE | Op.COORD:
+            return _POSITION_LIMIT
+        case Op.LINEAR:
+            constant, parts = linear_parts(expr)
+            return abs(constant) + sum(abs(c) * magnitude(a) for a, c in parts.items())
+        case Op.MUL:
+            return magnitude(expr.args[0]) * magnitude(expr.args[1])
+        case Op.ITE:
+            return max(magnitude(a) for a in expr.args[1:])
+        case Op.FLOORDIV | Op.MOD if expr.args[1].is_const and expr.args[1].value > 0:
+            return magnitude(expr.args[0]) if expr.op is Op.FLOORDIV else int(expr.args[1].value)
+    return math.inf
 
 
 def to_float(expr: Expr, dtype: torch.dtype) -> Expr:
@@ -84,7 +113,7 @@ def to_float(expr: Expr, dtype: torch.dtype) -> Expr:
         return rounded(expr.value, dtype)
     if expr.op is Op.ITE:
         return map_ite(expr, lambda leaf: to_float(leaf, dtype))
-    if _wide(dtype):
+    if _wide(dtype) and (not is_positional(expr) or magnitude(expr) <= EXACT_LIMIT[dtype]):
         return intern_expr(Op.TO_FLOAT, Sort.FLOAT, (expr,), dtype)
     return apply(f"to:{dtype_name(dtype)}", Sort.FLOAT, (expr,))
 
@@ -132,8 +161,10 @@ def _as_integers(*exprs: Expr) -> tuple[Expr, ...] | None:
         return None
     found = tuple(i for i in integers if i is not None)
     data = [i for i in found if not is_positional(i)]
-    # Data may be any integer, so only "data with a constant" keeps its order and its zero under rounding.
+    # Data may be any integer, so only "data with a small constant" keeps its order and its zero under rounding.
     if data and (len(data) > 1 or not all(i.is_const for i in found if i not in data)):
+        return None
+    if data and any(abs(linear_parts(i)[0]) > _DATA_LIMIT for i in found):
         return None
     return found
 
@@ -153,8 +184,8 @@ def arithmetic(name: str, dtype: torch.dtype, *args: Expr) -> Expr:
 
         return ite(condition, inside(args[position].args[1]), inside(args[position].args[2]))
     if all(a.is_const for a in args) and name in FOLDABLE:
-        folded = FOLDABLE[name](*(torch.tensor(a.value, dtype=torch.float64).to(dtype) for a in args))
-        return const_float(folded.item())
+        folded = FOLDABLE[name](*(torch.tensor(a.value, dtype=torch.float64).to(math_dtype(dtype)) for a in args))
+        return const_float(folded.to(dtype).item())
     integers = _as_integers(*args) if _wide(dtype) else None
     if integers is not None:
         exact = _integer_arithmetic(name, integers)
@@ -271,6 +302,8 @@ def rebuild_float(expr: Expr, args: tuple[Expr, ...]) -> Expr:
 
 __all__ = [
     "EXACT_LIMIT",
+    "magnitude",
+    "math_dtype",
     "and_",
     "arithmetic",
     "bool_to_int",

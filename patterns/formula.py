@@ -108,7 +108,7 @@ class _Formatter:
         return text[2:] if text.startswith("+ ") else "-" + text[2:]
 
     def _sides(self, expr: Expr) -> tuple[dict[Expr, int], dict[Expr, int], int]:
-        """Split ``expr`` around its leading atom: ``left - right + constant`` with positive coefficients on the left."""
+        """Write ``expr`` as ``left - right + constant``, both with positive coefficients."""
         constant, parts = linear_parts(expr)
         left = {a: c for a, c in parts.items() if c > 0}
         right = {a: -c for a, c in parts.items() if c < 0}

@@ -1,4 +1,4 @@
-"""What a graph records about its values: the fake tensors under `meta["val"]` (export) or `meta["example_value"]` (Dynamo)."""
+"""What a graph records about its values: fake tensors in `meta["val"]` (export) or `meta["example_value"]` (Dynamo)."""
 
 from __future__ import annotations
 
@@ -54,5 +54,7 @@ def input_label(node: fx.Node) -> str:
             tail = name.rpartition("]")[2].strip(".")
             return f"{quoted[-1]}.{tail}" if tail and "." not in quoted[-1] else quoted[-1]
     label = str(node.target) if node.op in ("placeholder", "get_attr") else node.name
-    label = re.sub(r"^[Ll]_(args|kwargs)_", "", re.sub(r"^[Ll]_(self_)?", "", label) if label[:2] in ("L_", "l_") else label)
+    label = re.sub(
+        r"^[Ll]_(args|kwargs)_", "", re.sub(r"^[Ll]_(self_)?", "", label) if label[:2] in ("L_", "l_") else label
+    )
     return label.strip("_") or node.name

@@ -1,7 +1,7 @@
 """The symbolic reader: what is the value of this tensor at coordinates (b, h, q, k)?
 
-Reading is pull-based. To know a tensor at some coordinates, the read rule of the op that made it asks the op's inputs at
-mapped coordinates, down to creation ops, which answer in closed form, and to graph inputs, which answer with a CELL
+Reading is pull-based. To know a tensor at some coordinates, the read rule of the op that made it asks the op's inputs
+at mapped coordinates, down to creation ops, which answer in closed form, and to graph inputs, which answer with a CELL
 (`attention_mask[b, k]`). An op without a rule answers with a CELL too, marked as unread: a pure function of the
 coordinates about which nothing can be proved, so that a missing rule costs a rewrite but never an error in one.
 
@@ -136,6 +136,8 @@ class Reader:
     def integer(self, value: Any) -> Expr:
         """An integer argument (int, SymInt or the node of one)."""
         recorded = value_of(value) if isinstance(value, fx.Node) else value
+        if isinstance(recorded, bool) or not isinstance(recorded, (int, torch.SymInt)):
+            raise Unreadable(f"an argument is a {type(recorded).__name__}, not an integer")
         return int_expr(recorded)
 
     def broadcast(self, value: Any, coords: Coords) -> Expr:
@@ -243,6 +245,8 @@ def as_dtype(expr: Expr, dtype: torch.dtype) -> Expr:
         return to_float(expr, dtype)
     if target is Sort.FLOAT and expr.sort is Sort.FLOAT:
         return rounded(expr.value, dtype) if expr.is_const else expr
+    if target is Sort.INT and expr.is_const and not torch.iinfo(dtype).min <= expr.value <= torch.iinfo(dtype).max:
+        raise Unreadable(f"{expr.value} does not fit {dtype}")
     source = {Sort.BOOL: torch.bool, Sort.INT: torch.int64, Sort.FLOAT: torch.float64}[expr.sort]
     return convert(expr, source, dtype)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -12,6 +13,8 @@ from torch import fx
 from ...patterns.analyze import SiteAnalysis
 from ...patterns.conditions import Condition
 from ...patterns.masks.template import Alignment
+from ...patterns.metadata import tensor_of
+from ...patterns.sizes import shape_of
 from ..op import attention as _attention_op  # registers attnlower::attention
 from ..result import Change, PassResult, Refusal
 from ..targets.base import Target
@@ -58,15 +61,17 @@ class PassContext:
 
 
 class Pass(Protocol):
-    """One rewrite of the graph.
+    """One rewrite of the graph, with the passes it must run after."""
 
-    Attributes:
-        name: as in reports.
-        requires: names of passes that must have run before.
-    """
+    @property
+    def name(self) -> str:
+        """The pass's name, as in reports."""
+        ...
 
-    name: str
-    requires: tuple[str, ...]
+    @property
+    def requires(self) -> tuple[str, ...]:
+        """Names of passes that must have run before."""
+        ...
 
     def run(self, context: PassContext) -> PassResult:
         """Rewrite the graph in the context and say what was done."""
@@ -91,6 +96,27 @@ def for_each_site(
 def refuse(site: Site, reason: str, node: str = "") -> Refusal:
     """A refusal at a site."""
     return Refusal(node or site.analysis.call.node.name, site.analysis.module, reason)
+
+
+def site_obstacle(site: Site) -> str:
+    """Why a call must stay as it is, whatever its mask says; empty if nothing stands in the way.
+
+    The canonical op, like every proof, knows one batch and head for each of the query's. A key or a mask that broadcasts
+    the query to more of them shows in the output's shape.
+    """
+    call = site.analysis.call
+    if call.blockers:
+        return "; ".join(call.blockers)
+    if call.is_causal and call.terms:
+        return "a mask and is_causal act together"
+    recorded = [tensor_of(n) for n in (call.node, call.query, call.value)]
+    if any(t is None for t in recorded):
+        missing = next(n for n in (call.node, call.query, call.value) if tensor_of(n) is None)
+        return site.analysis.problem or f"node '{missing.name}' has no meta['val'] (or meta['example_value'])"
+    output, query, value = (shape_of(t) for t in recorded if t is not None)
+    if output != (*query[:-1], value[-1]):
+        return "key, value or mask broadcast the query to more batches or heads"
+    return ""
 
 
 def rewrite_site(
@@ -127,18 +153,21 @@ def _copied(context: PassContext, value: Any) -> Any:
     return context.nodes[value] if isinstance(value, fx.Node) else value
 
 
-_PURE_PACKETS_KEPT = ("_assert", "sym_constrain", "record_function")
+_EFFECT_PREFIXES = ("_assert", "_set_grad", "sym_constrain", "record_function")
 
 
 def erase_if_dead(graph: fx.Graph, node: fx.Node) -> None:
-    """Erase a node nobody uses, and its operands as far as they become unused and have no side effect."""
+    """Erase a node nobody uses, and its operands as far as they become unused and have no side effect.
+
+    An attention call counts as having none, although it may draw dropout's random numbers: the call in its place does.
+    """
     pending = [node]
     while pending:
         current = pending.pop()
         if current.op in ("placeholder", "output") or current._erased:
             continue
         watchers = list(current.users)
-        if any(not _only_checks_metadata(w) for w in watchers) or not _is_pure(current):
+        if any(not _is_idle(w) for w in watchers) or not _is_pure(current):
             continue
         for watcher in watchers:
             graph.erase_node(watcher)
@@ -147,9 +176,14 @@ def erase_if_dead(graph: fx.Graph, node: fx.Node) -> None:
         pending.extend(operands)
 
 
-def _only_checks_metadata(node: fx.Node) -> bool:
-    """True for assertions on dtype, device and layout, which say nothing once the tensor is gone."""
-    return getattr(node.target, "overloadpacket", None) is torch.ops.aten._assert_tensor_metadata
+def _is_idle(node: fx.Node) -> bool:
+    """True for a use that means nothing once the tensor is gone.
+
+    That is an assertion on dtype, device and layout, or an output of a fused kernel that nobody takes.
+    """
+    if getattr(node.target, "overloadpacket", None) is torch.ops.aten._assert_tensor_metadata:
+        return True
+    return node.target is operator.getitem and not node.users
 
 
 def _is_pure(node: fx.Node) -> bool:
@@ -161,8 +195,10 @@ def _is_pure(node: fx.Node) -> bool:
     if node.op not in ("call_function", "call_method") or written_tensors(node):
         return False
     name = op_name(node)
-    if name.startswith(_PURE_PACKETS_KEPT) or name.startswith("_assert") or name.startswith("_set_grad"):
+    if name.startswith(_EFFECT_PREFIXES):
         return False
+    if name.startswith(("scaled_dot_product_attention", "_scaled_dot_product")):
+        return True
     if isinstance(node.target, torch._ops.OpOverload):
         return not (node.target._schema.is_mutable or torch.Tag.nondeterministic_seeded in node.target.tags)
     if isinstance(node.target, torch._ops.HigherOrderOperator):
@@ -187,4 +223,5 @@ __all__ = [
     "for_each_site",
     "refuse",
     "rewrite_site",
+    "site_obstacle",
 ]

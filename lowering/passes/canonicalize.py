@@ -14,7 +14,7 @@ from ...patterns.calls import TermMode
 from ...patterns.masks.template import Alignment
 from ...patterns.metadata import tensor_of
 from ..result import PassResult, Refusal
-from .base import PassContext, Site, for_each_site, refuse, rewrite_site
+from .base import PassContext, Site, for_each_site, refuse, rewrite_site, site_obstacle
 
 _FUSED = frozenset({"flash", "efficient", "cudnn", "flash_for_cpu", "overrideable"})
 
@@ -31,13 +31,14 @@ class Canonicalize:
 
     def _rewrite(self, context: PassContext, site: Site) -> str | Refusal | None:
         call = site.analysis.call
+        if site.analysis.classification is None:
+            return refuse(site, site.analysis.problem, site.analysis.problem_node)
+        obstacle = site_obstacle(site)
+        if obstacle:
+            return refuse(site, obstacle)
         if call.spelling == "canonical":
             site.canonical = True
             return None
-        if call.blockers:
-            return refuse(site, "; ".join(call.blockers))
-        if site.analysis.classification is None:
-            return refuse(site, site.analysis.problem, site.analysis.problem_node)
         if call.empty_rows_are_nan and call.terms:
             return refuse(site, "attention written out with a mask: rows without any key would be zeros, not NaN")
         if call.is_causal and call.spelling in _FUSED and not site.analysis.square:

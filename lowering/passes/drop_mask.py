@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from ...patterns.masks.full import Full
 from ..result import PassResult, Refusal
-from .base import PassContext, Site, for_each_site, refuse, rewrite_site
+from .base import PassContext, Site, for_each_site, refuse, rewrite_site, site_obstacle
 
 
 class DropMask:
@@ -25,8 +25,9 @@ class DropMask:
         found, call = site.analysis.classification, site.analysis.call
         if found is None or not call.terms or not found.exact or not isinstance(found.template, Full):
             return None
-        if call.blockers:
-            return refuse(site, "; ".join(call.blockers))
+        obstacle = site_obstacle(site)
+        if obstacle:
+            return refuse(site, obstacle)
         rewrite_site(context, site)
         site.action = "drop_mask"
         return "drop_mask"

@@ -13,7 +13,7 @@ from ...patterns.classify import Guard
 from ...patterns.masks.causal import Causal
 from ...patterns.masks.template import Alignment
 from ..result import PassResult, Refusal
-from .base import PassContext, Site, for_each_site, refuse, rewrite_site
+from .base import PassContext, Site, for_each_site, refuse, rewrite_site, site_obstacle
 from .mask_to_alignment import causal_obstacle
 
 
@@ -50,8 +50,6 @@ def guard_obstacle(context: PassContext, site: Site) -> str:
     guard: Guard | None = found.guard if found is not None else None
     if guard is None:
         return "no condition on the inputs makes the mask full or causal"
-    if site.analysis.call.blockers:
-        return "; ".join(site.analysis.call.blockers)
     if isinstance(guard.template, Causal):
         return causal_obstacle(context, site, guard.template)
-    return ""
+    return site_obstacle(site)

@@ -5,8 +5,13 @@ Nothing is left of `attnlower::attention` afterwards, and nothing the target has
 
 from __future__ import annotations
 
-from ...patterns.calls.canonical import is_canonical
+from torch import fx
+
+from ...errors import LegalizeError
+from ...patterns.calls.canonical import canonical_arguments, is_canonical
+from ...patterns.masks.template import Alignment
 from ..result import Change, PassResult
+from ..targets.base import Target
 from .base import PassContext
 
 
@@ -27,13 +32,33 @@ class Legalize:
         changes: list[Change] = []
         for node in [n for n in graph.nodes if is_canonical(n)]:
             site = modules.get(node)
+            name = site.analysis.call.node.name if site is not None else node.name
+            undeclared = _undeclared(context.target, node)
+            if undeclared:
+                raise LegalizeError(f"node '{name}': target '{context.target.name}' does not take {undeclared}")
             new = context.target.emit(context.gm, node)
             new.meta = dict(node.meta)
             node.replace_all_uses_with(new)
             graph.erase_node(node)
-            name = node.name
             if site is not None:
                 site.node, site.canonical = new, False
-                name = site.analysis.call.node.name
             changes.append(Change(name, site.analysis.module if site is not None else "", context.target.name))
         return PassResult(self.name, tuple(changes))
+
+
+def _undeclared(target: Target, node: fx.Node) -> str:
+    """What a canonical call asks for and the target has not declared; empty if nothing."""
+    args = canonical_arguments(node)
+    mask, bias = args.get("mask"), args.get("bias")
+    alignment = Alignment(args.get("alignment", Alignment.NONE.value))
+    if alignment not in target.alignments:
+        return f"alignment {alignment.value}"
+    if mask is not None and not target.bool_mask:
+        return "a boolean mask"
+    if bias is not None and not target.float_mask:
+        return "an additive mask"
+    if (mask is not None or bias is not None) and alignment is not Alignment.NONE and not target.mask_with_alignment:
+        return "a mask together with a causal alignment"
+    if args.get("enable_gqa") and not target.grouped_heads:
+        return "fewer key heads than query heads"
+    return ""

@@ -4,8 +4,9 @@ Law: if allowed(b, h, q, k) is k <= q for every batch, head, size and input, and
 mask is attention with alignment UPPER_LEFT. No row is empty (key 0 is always allowed), so boolean masks, -inf and
 finfo.min agree.
 
-Backends differ in where their causal mask starts when Q != K (PyTorch: upper left; several kernels: lower right), so the
-rewrite asks that Q and K are the same size, by proof and not by the sample; and that the target declares the alignment.
+Backends differ in where their causal mask starts when Q != K (PyTorch: upper left; several kernels: lower right), so
+the rewrite asks that Q and K are the same size, by proof and not by the sample; and that the target declares the
+alignment.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from ...patterns.classify import is_rewritable
 from ...patterns.masks.causal import Causal
 from ...patterns.masks.template import Alignment
 from ..result import PassResult, Refusal
-from .base import PassContext, Site, for_each_site, refuse, rewrite_site
+from .base import PassContext, Site, for_each_site, refuse, rewrite_site, site_obstacle
 
 
 class MaskToAlignment:
@@ -41,8 +42,9 @@ class MaskToAlignment:
 
 def causal_obstacle(context: PassContext, site: Site, template: Causal) -> str:
     """Why a site proved causal cannot take the alignment; empty if it can."""
-    if site.analysis.call.blockers:
-        return "; ".join(site.analysis.call.blockers)
+    obstacle = site_obstacle(site)
+    if obstacle:
+        return obstacle
     if not is_rewritable(template):
         return f"{template}: is_causal starts from the upper left and has no offset"
     if not site.analysis.square:

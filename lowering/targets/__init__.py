@@ -18,7 +18,7 @@ def find_target(target: str | Target) -> Target:
     """
     if isinstance(target, Target):
         return target
-    if target not in TARGETS:
+    if not isinstance(target, str) or target not in TARGETS:
         raise OptionError(f"unknown target {target!r}; attnlower knows {sorted(TARGETS)}, or takes a Target")
     return TARGETS[target]
 

@@ -49,6 +49,6 @@ def _without_defaults(kwargs: dict[str, Any]) -> dict[str, Any]:
     kept = {}
     for name, value in kwargs.items():
         default = defaults[name]
-        if isinstance(value, fx.Node) or value is not default and value != default:
+        if isinstance(value, fx.Node) or (value is not default and value != default):
             kept[name] = value
     return kept

@@ -23,7 +23,7 @@ def is_canonical(node: fx.Node) -> bool:
     """True for a call of `attnlower::attention`."""
     if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
         return False
-    return node.target.name().startswith("attnlower::attention")
+    return str(node.target.name()).startswith("attnlower::attention")
 
 
 def match_canonical(node: fx.Node) -> AttentionCall | NearMiss | None:

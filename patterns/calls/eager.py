@@ -10,7 +10,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import torch
 from torch import fx
 
 from ..capture import op_name
@@ -21,7 +20,9 @@ from .record import AttentionCall, MaskTerm, NearMiss, TermMode
 _MATMULS = frozenset({"matmul", "bmm", "__matmul__"})
 _SOFTMAXES = frozenset({"softmax", "_softmax", "special_softmax"})
 _CASTS = frozenset({"to", "_to_copy", "float", "half", "bfloat16", "type", "type_as", "contiguous", "clone", "detach"})
-_FACTORS = frozenset({"mul", "div", "truediv", "true_divide", "__mul__", "__truediv__", "imul", "itruediv", "mul_", "div_"})
+_FACTORS = frozenset(
+    {"mul", "div", "truediv", "true_divide", "__mul__", "__truediv__", "imul", "itruediv", "mul_", "div_"}
+)
 _ADDITIONS = frozenset({"add", "__add__", "iadd", "add_"})
 _TRANSPOSES = frozenset({"transpose", "swapaxes", "swapdims", "permute", "mT", "t"})
 
@@ -76,8 +77,7 @@ def _softmax_above(value: object) -> tuple[fx.Node | None, list[str]]:
 
 def _drops(node: fx.Node) -> bool:
     """True if a dropout node may drop anything."""
-    names = ("input", "p", "train") if op_name(node) != "native_dropout" else ("input", "p", "train")
-    args: dict[str, Any] = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
+    args: dict[str, Any] = {**dict(zip(("input", "p", "train"), node.args, strict=False)), **node.kwargs}
     training = args.get("train", args.get("training", True))
     return not (args.get("p", 0.5) == 0 or training is False)
 
@@ -149,7 +149,7 @@ def _take_factor(node: fx.Node, scores: _Scores) -> tuple[Any, str | None]:
 
 
 def _take_fill(node: fx.Node, scores: _Scores) -> tuple[Any, str | None]:
-    args = {**dict(zip(("self", "mask", "value"), node.args, strict=False)), **node.kwargs}
+    args: dict[str, Any] = {**dict(zip(("self", "mask", "value"), node.args, strict=False)), **node.kwargs}
     fill = _number(args.get("value"))
     if scores.scale != 1.0:
         return None, f"a factor scales the scores after the fill '{node.name}'"
@@ -160,11 +160,12 @@ def _take_fill(node: fx.Node, scores: _Scores) -> tuple[Any, str | None]:
 
 
 def _take_where(node: fx.Node, scores: _Scores) -> tuple[Any, str | None]:
-    if len(node.args) != 3 or not isinstance(node.args[0], fx.Node):
+    condition = node.args[0] if len(node.args) == 3 else None
+    if not isinstance(condition, fx.Node):
         return None, f"'{node.name}' is no choice between scores and a number"
     if scores.scale != 1.0:
         return None, f"a factor scales the scores after the choice '{node.name}'"
-    condition, then, otherwise = node.args
+    then, otherwise = node.args[1:]
     if _number(otherwise) is not None and _leads_to_product(then):
         scores.terms.append(MaskTerm(condition, TermMode.KEEP, _number(otherwise)))
         return then, None
@@ -178,8 +179,14 @@ def _number(value: object) -> float | None:
     """A number, or the number in a full / scalar tensor node."""
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         return float(value)
-    if isinstance(value, fx.Node) and value.op == "call_function" and op_name(value) in ("full", "tensor", "scalar_tensor"):
-        filled = value.kwargs.get("fill_value", value.args[1] if op_name(value) == "full" and len(value.args) > 1 else None)
+    if (
+        isinstance(value, fx.Node)
+        and value.op == "call_function"
+        and op_name(value) in ("full", "tensor", "scalar_tensor")
+    ):
+        filled = value.kwargs.get(
+            "fill_value", value.args[1] if op_name(value) == "full" and len(value.args) > 1 else None
+        )
         if op_name(value) in ("tensor", "scalar_tensor"):
             filled = value.args[0] if value.args else None
         return float(filled) if isinstance(filled, (int, float)) and not isinstance(filled, bool) else None
@@ -267,7 +274,11 @@ def _shape_problem(query: fx.Node, key: fx.Node, value: fx.Node) -> str | None:
     tensors = [tensor_of(n) for n in (query, key, value)]
     if any(t is None for t in tensors):
         missing = next(n for n in (query, key, value) if tensor_of(n) is None)
-        return f"node '{missing.name}' has no recorded shape" if value_of(missing) is None else f"'{missing.name}' is no tensor"
+        return (
+            f"node '{missing.name}' has no recorded shape"
+            if value_of(missing) is None
+            else f"'{missing.name}' is no tensor"
+        )
     shapes = [shape_of(t) for t in tensors if t is not None]
     if len(shapes[0]) < 3 or len({len(s) for s in shapes}) != 1:
         return "query, key and value do not have the same rank of at least 3"

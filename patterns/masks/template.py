@@ -13,7 +13,7 @@ Q = build.coord("q")
 K = build.coord("k")
 
 
-class Alignment(str, enum.Enum):
+class Alignment(enum.StrEnum):
     """Which corner of the score matrix a causal mask starts from.
 
     NONE: not causal. UPPER_LEFT: key <= query, PyTorch's `is_causal`. LOWER_RIGHT: key <= query + K - Q, so that the

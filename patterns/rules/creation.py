@@ -9,8 +9,8 @@ from torch import fx
 
 from .. import build
 from ..expr import Expr, Sort
-from ..reader import Coords, Reader, RuleTable, Unreadable, as_dtype, bind, constant_expr
 from ..floats import EXACT_LIMIT, to_float
+from ..reader import Coords, Reader, RuleTable, Unreadable, as_dtype, bind, constant_expr
 
 aten = torch.ops.aten
 RULES = RuleTable()
@@ -52,7 +52,14 @@ def read_arange(reader: Reader, node: fx.Node, coords: Coords) -> Expr:
         if dtype not in EXACT_LIMIT:
             raise Unreadable(f"arange of {dtype}")
         return to_float(value, dtype)
+    low, high = reader.facts.bounds(value)
+    if wraps(dtype) and (low is None or high is None or low < _least(dtype) or high > torch.iinfo(dtype).max):
+        raise Unreadable(f"arange of {dtype} may overflow")
     return value
+
+
+def _least(dtype: torch.dtype) -> int:
+    return int(torch.iinfo(dtype).min)
 
 
 def _whole(reader: Reader, value: Any) -> Expr:

@@ -9,7 +9,7 @@ import torch
 from torch import fx
 
 from .. import build, floats
-from ..casts import convert, wraps
+from ..casts import wraps
 from ..expr import Expr, Sort
 from ..reader import Coords, Reader, RuleTable, Unreadable, as_dtype, bind
 
@@ -24,6 +24,26 @@ def _operand(reader: Reader, value: Any, coords: Coords, dtype: torch.dtype) -> 
     return reader.converted(value, coords, dtype)
 
 
+def _math_operand(reader: Reader, value: Any, coords: Coords, dtype: torch.dtype) -> Expr:
+    """An operand of float arithmetic. float16 and bfloat16 are computed in float32, and so is a number they meet."""
+    if build.sort_of(dtype) is not Sort.FLOAT or floats.math_dtype(dtype) == dtype:
+        return _operand(reader, value, coords, dtype)
+    if not _is_tensor(value):
+        return as_dtype(reader.read(value, ()), floats.math_dtype(dtype))
+    return _exact_operand(reader, value, coords, dtype)
+
+
+def _exact_operand(reader: Reader, value: Any, coords: Coords, dtype: torch.dtype) -> Expr:
+    """An operand, refused where devices differ: a number that float16 or bfloat16 would have to round."""
+    result = _operand(reader, value, coords, dtype)
+    narrow = build.sort_of(dtype) is Sort.FLOAT and floats.math_dtype(dtype) != dtype
+    if narrow and not reader.shape(value) and reader.dtype(value) != dtype:
+        exact = reader.read(value, ())
+        if not (exact.is_const and result.is_const and float(exact.value) == result.value):
+            raise Unreadable(f"{dtype} meets a number that it does not hold exactly")
+    return result
+
+
 def _is_tensor(value: Any) -> bool:
     from ..metadata import tensor_of
 
@@ -32,7 +52,7 @@ def _is_tensor(value: Any) -> bool:
 
 def _compute_dtype(reader: Reader, *values: Any) -> torch.dtype:
     """The dtype in which torch compares or combines the operands (its promotion rules)."""
-    samples = []
+    samples: list[Any] = []
     for value in values:
         if _is_tensor(value):
             samples.append(torch.empty((1,) if reader.shape(value) else (), dtype=reader.dtype(value)))
@@ -67,7 +87,7 @@ _FLOAT_NAMES: dict[Any, str] = {
 
 def _arithmetic(reader: Reader, node: fx.Node, packet: Any, left: Any, right: Any, coords: Coords) -> Expr:
     dtype = reader.dtype(node)
-    first, second = (_operand(reader, v, coords, dtype) for v in (left, right))
+    first, second = (_math_operand(reader, v, coords, dtype) for v in (left, right))
     sort = build.sort_of(dtype)
     if sort is Sort.BOOL:
         table = {aten.add: build.or_, aten.mul: build.and_, aten.maximum: build.or_, aten.minimum: build.and_}
@@ -148,9 +168,7 @@ def read_floor_divide(reader: Reader, node: fx.Node, coords: Coords) -> Expr:
     return _integer_division(reader, node, args["self"], args["other"], coords, truncates=False)
 
 
-def _integer_division(
-    reader: Reader, node: fx.Node, left: Any, right: Any, coords: Coords, *, truncates: bool
-) -> Expr:
+def _integer_division(reader: Reader, node: fx.Node, left: Any, right: Any, coords: Coords, *, truncates: bool) -> Expr:
     if build.sort_of(reader.dtype(node)) is not Sort.INT:
         raise Unreadable("rounded division of floats")
     dtype = reader.dtype(node)
@@ -246,7 +264,7 @@ def read_pow(reader: Reader, node: fx.Node, coords: Coords) -> Expr:
     dtype = reader.dtype(node)
     if build.sort_of(dtype) is not Sort.FLOAT:
         raise Unreadable("integer powers")
-    base, exponent = (_operand(reader, args[name], coords, dtype) for name in ("self", "exponent"))
+    base, exponent = (_math_operand(reader, args[name], coords, dtype) for name in ("self", "exponent"))
     return floats.arithmetic("pow", dtype, base, exponent)
 
 
@@ -269,7 +287,7 @@ def read_comparison(reader: Reader, node: fx.Node, coords: Coords) -> Expr:
     args = bind(node)
     name, swap, negate = _COMPARISONS[node.target.overloadpacket]  # type: ignore[union-attr]
     dtype = _compute_dtype(reader, args["self"], args["other"])
-    left, right = (_operand(reader, args[key], coords, dtype) for key in ("self", "other"))
+    left, right = (_exact_operand(reader, args[key], coords, dtype) for key in ("self", "other"))
     if swap:
         left, right = right, left
     if build.sort_of(dtype) is Sort.FLOAT:

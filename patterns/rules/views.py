@@ -274,9 +274,7 @@ def read_slice_scatter(reader: Reader, node: fx.Node, coords: Coords) -> Expr:
     end = shape[dim] if args["end"] is None else slice_start(reader, args["end"], shape[dim])
     step = reader.integer(args["step"])
     offset = build.sub(coords[dim], start)
-    written = build.and_(
-        build.le(start, coords[dim]), build.lt(coords[dim], end), build.eq0(build.mod(offset, step))
-    )
+    written = build.and_(build.le(start, coords[dim]), build.lt(coords[dim], end), build.eq0(build.mod(offset, step)))
     source = reader.read(args["src"], at(coords, dim, build.floordiv(offset, step)))
     source = convert(source, reader.dtype(args["src"]), reader.dtype(node))
     return reader.choose(written, source, reader.read(args["self"], coords))
