@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -46,9 +47,12 @@ def attnlower_backend(
         return _compile(gm, example_inputs, chosen)
     if plan.guarded is None:
         # Nothing rewritten: hand on the very graph Dynamo made.
-        program = plan.general.gm if plan.general.changed else gm
-        return _compile(program, example_inputs, chosen)
-    fast = _compile(plan.guarded.gm, example_inputs, chosen)
+        if not plan.general.changed:
+            return _compile(gm, example_inputs, chosen)
+        return _compiled_or_none(plan, plan.general.gm, example_inputs, chosen) or _compile(gm, example_inputs, chosen)
+    fast = _compiled_or_none(plan, plan.guarded.gm, example_inputs, chosen)
+    if fast is None:
+        return _compile(gm, example_inputs, chosen)
     return GuardedCallable(fast, _lazy_general(plan, gm, chosen), checks_for(gm, plan.conditions))
 
 
@@ -61,9 +65,7 @@ def plan_or_none(gm: fx.GraphModule, chosen: BackendOptions) -> Plan | None:
     except Exception as error:
         if chosen.strict:
             raise
-        reason = f"{type(error).__name__}: {error}"
-        remember(Report(target=chosen.target.name, error=reason))
-        _warn_once(reason)
+        _give_up(Report(target=chosen.target.name), error)
         return None
     remember(plan.report)
     for result in plan.report.passes:
@@ -71,7 +73,27 @@ def plan_or_none(gm: fx.GraphModule, chosen: BackendOptions) -> Plan | None:
     return plan
 
 
-def _warn_once(reason: str) -> None:
+def _compiled_or_none(
+    plan: Plan, program: fx.GraphModule, example_inputs: Sequence[Any], chosen: BackendOptions
+) -> Compiled | None:
+    """A rewritten graph compiled; None if that fails where the untouched graph may not (unless `strict`)."""
+    from torch._dynamo.exc import RestartAnalysis, SkipFrame
+
+    try:
+        return _compile(program, example_inputs, chosen)
+    except (RestartAnalysis, SkipFrame):
+        raise  # Dynamo's own signals
+    except Exception as error:
+        if chosen.strict:
+            raise
+        _give_up(plan.report, error)
+        return None
+
+
+def _give_up(report: Report, error: Exception) -> None:
+    """Record that the graph stays untouched, and warn once per reason."""
+    reason = f"{type(error).__name__}: {error}"
+    remember(replace(report, sites=tuple(replace(s, action="keep", conditions=()) for s in report.sites), error=reason))
     if reason not in _warned:
         _warned.add(reason)
         warnings.warn(

@@ -35,7 +35,7 @@ class Inspection:
 def inspector(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
     """The backend: read the graph and run it as it is; each run counts it in.
 
-    One function for all inspections: Dynamo then keeps one entry for a piece of code it has seen, not one per inspection.
+    One function for all inspections: Dynamo then keeps one entry for a piece of code, not one per inspection.
     """
     report = make_plan(gm, find_target("inductor")).report
 

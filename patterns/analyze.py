@@ -119,11 +119,15 @@ def analyze(
 
 
 def _capture(session: _Session, calls: Sequence[AttentionCall], constants: Mapping[str, torch.Tensor] | None) -> None:
-    masks = list(dict.fromkeys(term.node for call in calls for term in call.terms if tensor_of(term.node) is not None))
-    if not masks:
+    uses: dict[fx.Node, list[fx.Node]] = {}
+    for call in calls:
+        for term in call.terms:
+            if tensor_of(term.node) is not None:
+                uses.setdefault(term.node, []).append(call.node)
+    if not uses:
         return
     try:
-        session.captured = capture_masks(session.gm, masks, [call.node for call in calls if call.terms], constants)
+        session.captured = capture_masks(session.gm, uses, constants)
     except CaptureError as error:
         session.capture_problem = str(error)
 
@@ -141,6 +145,10 @@ def _analyze_call(session: _Session, call: AttentionCall) -> SiteAnalysis:
     square = facts.extents["q"] is facts.extents["k"]
     if call.terms and session.captured is None:
         return SiteAnalysis(call, module, None, square, session.capture_problem, call.terms[0].node.name)
+    for term in call.terms:
+        refused = session.captured.refused.get(term.node) if session.captured is not None else None
+        if refused:
+            return SiteAnalysis(call, module, None, square, refused, term.node.name)
     try:
         value, dtype = _mask_value(session, call, facts)
     except (ReadRuleError, RecursionError) as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
+from weakref import ReferenceType, WeakKeyDictionary, ref
 
 from .expr import CellRef, Expr, Op, Sort, float_payload, intern_expr
 
@@ -82,7 +83,7 @@ def linear(constant: int, terms: Mapping[Expr, int]) -> Expr:
         atom, coefficient = kept[0]
         if coefficient == 1 and constant == 0:
             return atom
-        if atom.op is Op.ITE and all(_is_constant_tree(a) for a in atom.args[1:]):
+        if atom.op is Op.ITE and all(is_constant_tree(a) for a in atom.args[1:]):
             return map_ite(atom, lambda leaf: const_int(constant + coefficient * leaf.value))
     atoms = tuple(a for a, _ in kept)
     return intern_expr(Op.LINEAR, Sort.INT, atoms, (constant, tuple(c for _, c in kept)))
@@ -118,7 +119,7 @@ def mul(left: Expr, right: Expr) -> Expr:
     if right.is_const:
         return scaled(left, right.value)
     for choice, other in ((left, right), (right, left)):
-        if choice.op is Op.ITE and all(_is_constant_tree(a) for a in choice.args[1:]):
+        if choice.op is Op.ITE and all(is_constant_tree(a) for a in choice.args[1:]):
             return map_ite(choice, lambda leaf, other=other: scaled(other, leaf.value))  # type: ignore[misc]
     return intern_expr(Op.MUL, Sort.INT, tuple(sorted((left, right), key=lambda e: e.serial)))
 
@@ -227,8 +228,20 @@ def eq(left: Expr, right: Expr) -> Expr:
 # --- truth values ---------------------------------------------------------------------------------------------
 
 
+_negations: WeakKeyDictionary[Expr, ReferenceType[Expr]] = WeakKeyDictionary()
+
+
 def not_(expr: Expr) -> Expr:
     """Negation. Integer inequalities turn around, so that no negation of them remains."""
+    known = _negations.get(expr)
+    found = known() if known is not None else None
+    if found is None:
+        found = _negated(expr)
+        _negations[expr], _negations[found] = ref(found), ref(expr)
+    return found
+
+
+def _negated(expr: Expr) -> Expr:
     if expr.is_const:
         return const_bool(not expr.value)
     if expr.op is Op.NOT:
@@ -254,11 +267,27 @@ def _join(op: Op, terms: Iterable[Expr], neutral: Expr, absorbing: Expr) -> Expr
                 kept[part] = None
     if any(not_(part) in kept for part in kept):
         return absorbing
+    dual = Op.OR if op is Op.AND else Op.AND
+    reduced = [_resolved(part, kept) if part.op is dual else part for part in kept]
+    if any(new is not old for new, old in zip(reduced, kept, strict=True)):
+        return _join(op, reduced, neutral, absorbing)
     if not kept:
         return neutral
     if len(kept) == 1:
         return next(iter(kept))
     return intern_expr(op, Sort.BOOL, tuple(sorted(kept, key=lambda e: e.serial)))
+
+
+def _resolved(part: Expr, units: Mapping[Expr, None]) -> Expr:
+    """A disjunction inside a conjunction (or the dual), without what its neighbours settle.
+
+    ``a & (~a | x)`` is ``a & x``; ``a & (a | x)`` is ``a``.
+    """
+    join, neutral = (or_, TRUE) if part.op is Op.OR else (and_, FALSE)
+    if any(inner in units for inner in part.args):
+        return neutral
+    open_parts = [inner for inner in part.args if not_(inner) not in units]
+    return part if len(open_parts) == len(part.args) else join(*open_parts)
 
 
 def and_(*terms: Expr) -> Expr:
@@ -313,20 +342,36 @@ def _cheap(then: Expr, otherwise: Expr) -> bool:
     return then.is_const or otherwise.is_const
 
 
-def _is_constant_tree(expr: Expr) -> bool:
-    return expr.is_const or (expr.op is Op.ITE and all(_is_constant_tree(a) for a in expr.args[1:]))
+_constant_trees: WeakKeyDictionary[Expr, bool] = WeakKeyDictionary()
+
+
+def is_constant_tree(expr: Expr) -> bool:
+    """True for a constant and for a choice between constants, however nested."""
+    if expr.op is not Op.ITE:
+        return expr.is_const
+    found = _constant_trees.get(expr)
+    if found is None:
+        found = _constant_trees[expr] = all(is_constant_tree(a) for a in expr.args[1:])
+    return found
 
 
 def _folds(expr: Expr) -> bool:
     """An ITE in which at least one branch is constant: a comparison of it gets simpler when pushed inside."""
-    return expr.args[1].is_const or expr.args[2].is_const or _is_constant_tree(expr)
+    return expr.args[1].is_const or expr.args[2].is_const or is_constant_tree(expr)
 
 
 def map_ite(expr: Expr, function: Callable[[Expr], Expr]) -> Expr:
-    """Apply a function to every leaf of a tree of choices."""
-    if expr.op is not Op.ITE:
-        return function(expr)
-    return ite(expr.args[0], map_ite(expr.args[1], function), map_ite(expr.args[2], function))
+    """Apply a function to every leaf of a tree of choices, each shared part once."""
+    memo: dict[Expr, Expr] = {}
+
+    def visit(e: Expr) -> Expr:
+        found = memo.get(e)
+        if found is None:
+            found = ite(e.args[0], visit(e.args[1]), visit(e.args[2])) if e.op is Op.ITE else function(e)
+            memo[e] = found
+        return found
+
+    return visit(expr)
 
 
 def rebuild(expr: Expr, args: tuple[Expr, ...]) -> Expr:

@@ -50,6 +50,7 @@ class CapturedMasks:
         constants: boundary tensors known by value.
         ancestors: the original nodes that were copied, in order.
         mutates: True if some of them write into tensors.
+        refused: masks that were not captured, with the reason.
     """
 
     graph_module: fx.GraphModule
@@ -59,27 +60,28 @@ class CapturedMasks:
     constants: Mapping[str, torch.Tensor] = field(default_factory=dict)
     ancestors: tuple[fx.Node, ...] = ()
     mutates: bool = False
+    refused: Mapping[fx.Node, str] = field(default_factory=dict)
 
 
 def capture_masks(
     gm: fx.GraphModule,
-    masks: Sequence[fx.Node],
-    uses: Sequence[fx.Node],
+    uses: Mapping[fx.Node, Sequence[fx.Node]],
     constants: Mapping[str, torch.Tensor] | None = None,
 ) -> CapturedMasks:
-    """Trace the given mask nodes of a graph into one functional ATen graph.
+    """Trace the mask nodes of a graph into one functional ATen graph.
 
     Args:
         gm: the graph; it is not changed.
-        masks: nodes with tensor values.
-        uses: the attention calls that read them; a mask means what it holds when it is read.
+        uses: the mask nodes, each with the attention calls that read it. A mask means what it holds when it is read; one
+            that is written to between its uses is refused.
         constants: tensors known by value, by placeholder or attribute name (an ExportedProgram's lifted constants).
 
     Raises:
-        CaptureError: if a value is not recorded, a mask is written to after its first use, the trace fails, or it would
-            need a guard on a size.
+        CaptureError: if a value is not recorded, the trace fails, or it would need a guard on a size.
     """
-    inner, boundary, mutates = _closure(masks, uses)
+    closures, refused = _closures(gm.graph, uses)
+    masks = list(closures)
+    inner, boundary, mutates = _union(gm.graph, list(closures.values()))
     sub = _copy_subgraph(gm, masks, inner, boundary)
     values = [_boundary_value(gm, node) for node in boundary]
     traced = _trace(sub, values, functionalize=mutates)
@@ -91,6 +93,7 @@ def capture_masks(
     return CapturedMasks(
         graph_module=traced,
         outputs=dict(zip(masks, results, strict=True)),
+        refused=refused,
         labels={p.name: _label(n) for p, n in zip(placeholders, boundary, strict=True) if _is_tensor(n)},
         inputs={p.name: n for p, n in zip(placeholders, boundary, strict=True)},
         constants=known,
@@ -113,23 +116,54 @@ def _label(node: fx.Node) -> CellRef:
 # --- which nodes belong to a mask -----------------------------------------------------------------------------
 
 
-def _closure(masks: Sequence[fx.Node], uses: Sequence[fx.Node]) -> tuple[list[fx.Node], list[fx.Node], bool]:
-    """The nodes to copy, in graph order; the boundary; and whether any of them writes into a tensor."""
-    inner: set[fx.Node] = set()
-    boundary: set[fx.Node] = set()
-    order = {node: position for position, node in enumerate(masks[0].graph.nodes)} if masks else {}
-    first_use = min((order[u] for u in uses), default=0)
-    last_use = max((order[u] for u in uses), default=0)
-    writers = [n for n in order if order[n] < last_use and written_tensors(n)]
-    pending: list[fx.Node] = list(masks)
-    while pending:
-        _walk_up(pending, inner, boundary)
-        pending = [w for w in writers if w not in inner and _writes_into(w, inner, boundary)]
-    late = [w for w in writers if w in inner and order[w] > first_use]
-    if late:
-        raise CaptureError(f"a tensor that a mask depends on is written to (node '{late[0].name}') after a first use")
-    mutates = any(w in inner for w in writers)
-    return sorted(inner, key=order.__getitem__), sorted(boundary, key=order.__getitem__), mutates
+@dataclass(frozen=True)
+class _Closure:
+    """The nodes to copy for one mask, the boundary, and whether any of them writes into a tensor."""
+
+    inner: frozenset[fx.Node]
+    boundary: frozenset[fx.Node]
+    mutates: bool
+
+
+def _closures(
+    graph: fx.Graph, uses: Mapping[fx.Node, Sequence[fx.Node]]
+) -> tuple[dict[fx.Node, _Closure], dict[fx.Node, str]]:
+    """The closure of every mask, and the masks that are refused with the reason."""
+    order = {node: position for position, node in enumerate(graph.nodes)}
+    writers = [n for n in order if written_tensors(n)]
+    nesting = [n for n in order if op_name(n) in _NESTING]
+    closures: dict[fx.Node, _Closure] = {}
+    refused: dict[fx.Node, str] = {}
+    for mask, calls in uses.items():
+        positions = [order[c] for c in calls]
+        before = [w for w in writers if order[w] < max(positions)]
+        inner: set[fx.Node] = set()
+        boundary: set[fx.Node] = set()
+        pending: list[fx.Node] = [mask]
+        while pending:
+            _walk_up(pending, inner, boundary)
+            pending = [w for w in before if w not in inner and _writes_into(w, inner, boundary)]
+            if any(op_name(n) in _BATCHING for n in inner):
+                pending += [n for n in nesting if n not in inner and order[n] < max(positions)]
+        late = [w for w in before if w in inner and order[w] > min(positions)]
+        if late:
+            refused[mask] = f"a tensor that the mask depends on is written to (node '{late[0].name}') after a first use"
+        else:
+            closures[mask] = _Closure(frozenset(inner), frozenset(boundary), any(w in inner for w in before))
+    return closures, refused
+
+
+def _union(graph: fx.Graph, closures: Sequence[_Closure]) -> tuple[list[fx.Node], list[fx.Node], bool]:
+    """All closures as one, in graph order. A write that only another mask depends on leaves this one as it is."""
+    inner = frozenset[fx.Node]().union(*(c.inner for c in closures))
+    boundary = frozenset[fx.Node]().union(*(c.boundary for c in closures))
+    nodes = list(graph.nodes)
+    return [n for n in nodes if n in inner], [n for n in nodes if n in boundary], any(c.mutates for c in closures)
+
+
+_BATCHING = frozenset({"_add_batch_dim", "_remove_batch_dim"})
+_NESTING = frozenset({"_vmap_increment_nesting", "_vmap_decrement_nesting", "lazy_load_decompositions"})
+"""vmap enters and leaves its levels by calls that pass no tensor on; they belong to whatever it maps."""
 
 
 def _walk_up(start: Iterable[fx.Node], inner: set[fx.Node], boundary: set[fx.Node]) -> None:
@@ -183,7 +217,9 @@ def written_tensors(node: fx.Node) -> list[fx.Node]:
     name = op_name(node)
     writes: list[Any] = []
     in_place_operator = target in _IN_PLACE_OPERATORS
-    if name == "setitem" or in_place_operator or (name.endswith("_") and not name.endswith("__")):
+    # operator.and_ and or_ end in an underscore because `and` is a keyword; they write nothing
+    in_place_name = name.endswith("_") and not name.endswith("__") and getattr(target, "__module__", "") != "_operator"
+    if name == "setitem" or in_place_operator or in_place_name:
         writes.append(node.args[0] if node.args else None)
     if name in ("__setitem__", "__iadd__", "__imul__", "__isub__", "__iand__", "__ior__"):
         writes.append(node.args[0])
@@ -283,19 +319,23 @@ def _trace(sub: fx.GraphModule, values: Sequence[Any], *, functionalize: bool) -
     fakes = [v for v in values if isinstance(v, FakeTensor)]
     shape_env = fakes[0].fake_mode.shape_env if fakes else shape_env_of(values)
     fake_mode = fakes[0].fake_mode if fakes else _mode_of(sub)
-    function: Any = torch.func.functionalize(sub, remove="mutations") if functionalize else sub
     with contextlib.ExitStack() as stack:
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")
         stack.enter_context(torch.no_grad())
         guards = stack.enter_context(_no_new_guards(shape_env))
+        stack.enter_context(_functorch_levels_restored())
         if fake_mode is not None:
             stack.enter_context(tracing(TracingContext(fake_mode)))
             stack.enter_context(_allow_real_inputs(fake_mode))
             if not fakes:
                 stack.enter_context(fake_mode)
         try:
-            traced = make_fx(function, tracing_mode="fake", _allow_non_fake_inputs=True)(*values)
+            traced = make_fx(sub, tracing_mode="fake", _allow_non_fake_inputs=True)(*values)
+            if functionalize:
+                # A second trace: functionalisation would shift the vmap levels that a Dynamo graph names by number.
+                function = torch.func.functionalize(traced, remove="mutations")
+                traced = make_fx(function, tracing_mode="fake", _allow_non_fake_inputs=True)(*values)
         except Exception as error:
             raise CaptureError(f"the mask could not be traced to ATen: {type(error).__name__}: {error}") from error
     if guards:
@@ -319,6 +359,19 @@ def _allow_real_inputs(fake_mode: Any) -> Iterator[None]:
         yield
     finally:
         fake_mode.allow_non_fake_inputs = before
+
+
+@contextlib.contextmanager
+def _functorch_levels_restored() -> Iterator[None]:
+    """Leave every vmap level that a failed trace has entered."""
+    depth = len(torch._C._functorch.get_interpreter_stack() or ())
+    try:
+        yield
+    finally:
+        while len(torch._C._functorch.get_interpreter_stack() or ()) > depth:
+            torch._C._functorch.pop_dynamic_layer_stack_and_undo_to_depth(
+                len(torch._C._functorch.get_interpreter_stack()) - 1
+            )
 
 
 @contextlib.contextmanager

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from . import build
-from .expr import Expr, Sort, is_positional
-from .floats import bool_to_int, cast_float, dtype_name, to_bool, to_float, truncate
+from .expr import Expr, Sort
+from .floats import bool_to_int, cast_float, dtype_name, magnitude, to_bool, to_float, truncate
 
 _WIDE_INTEGERS = (torch.int64, torch.int32)
 
@@ -27,7 +27,8 @@ def convert(expr: Expr, source: torch.dtype, target: torch.dtype) -> Expr:
         return _narrowed(truncate(expr), target)
     if expr.sort is Sort.BOOL:
         return bool_to_int(expr)
-    return _narrowed(expr, target)
+    held, needed = torch.iinfo(target), torch.iinfo(source)
+    return expr if held.min <= needed.min and needed.max <= held.max else _narrowed(expr, target)
 
 
 def _as_int(expr: Expr) -> Expr:
@@ -36,12 +37,14 @@ def _as_int(expr: Expr) -> Expr:
 
 def _narrowed(expr: Expr, target: torch.dtype) -> Expr:
     """An integer in another integer type. Positions fit int32 and int64; anything narrower may wrap around."""
-    if target is torch.int64 or (target is torch.int32 and is_positional(expr)):
+    if target is torch.int64:
         return expr
     info = torch.iinfo(target)
 
     def fit(leaf: Expr) -> Expr:
         if leaf.is_const and info.min <= leaf.value <= info.max:
+            return leaf
+        if not leaf.is_const and info.min <= -magnitude(leaf) and magnitude(leaf) <= info.max:
             return leaf
         return build.apply(f"wrap:{dtype_name(target)}", Sort.INT, (leaf,))
 

@@ -36,8 +36,6 @@ class Condition:
 
     def holds(self, tensor: torch.Tensor) -> torch.Tensor:
         """A 0-d boolean tensor: the condition's value for an input tensor."""
-        if self.relation == "!=" and self.value == 0:
-            return tensor.all()
         return (tensor == self.value).all() if self.relation == "==" else (tensor != self.value).all()
 
     def implies(self, other: Condition) -> bool:
@@ -134,6 +132,6 @@ def _tested_cell(part: Expr) -> tuple[Expr, int] | None:
             return cell, -constant * factor
     if part.op is Op.APPLY and part.payload == "feq":
         left, right = part.args
-        if left.op is Op.CELL and right.is_const and right.value == int(right.value):
+        if left.op is Op.CELL and right.is_const and abs(right.value) < 2**24 and right.value == int(right.value):
             return left, int(right.value)
     return None

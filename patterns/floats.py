@@ -183,6 +183,8 @@ def arithmetic(name: str, dtype: torch.dtype, *args: Expr) -> Expr:
             return arithmetic(name, dtype, *(leaf if i == position else a for i, a in enumerate(args)))
 
         return ite(condition, inside(args[position].args[1]), inside(args[position].args[2]))
+    if any(a.op is Op.ITE for a in args) and _leaf_count(args) <= _MAX_LEAVES:
+        return _expanded(name, dtype, args)
     if all(a.is_const for a in args) and name in FOLDABLE:
         folded = FOLDABLE[name](*(torch.tensor(a.value, dtype=torch.float64).to(math_dtype(dtype)) for a in args))
         return const_float(folded.to(dtype).item())
@@ -195,6 +197,37 @@ def arithmetic(name: str, dtype: torch.dtype, *args: Expr) -> Expr:
     if simpler is not None:
         return simpler
     return apply(f"{name}:{dtype_name(dtype)}", Sort.FLOAT, args)
+
+
+_MAX_LEAVES = 16
+
+
+def _leaf_count(args: tuple[Expr, ...]) -> int:
+    """Number of results if every choice between constants is multiplied out; a large number if one is not constant."""
+    count = 1
+    for arg in args:
+        count *= len(list(_constant_leaves(arg))) or _MAX_LEAVES + 1
+    return count
+
+
+def _constant_leaves(expr: Expr) -> list[Expr]:
+    """The leaves of a tree of choices between constants; empty if it is none."""
+    if expr.is_const:
+        return [expr]
+    if expr.op is not Op.ITE:
+        return []
+    then, otherwise = (_constant_leaves(a) for a in expr.args[1:])
+    return [*then, *otherwise] if then and otherwise else []
+
+
+def _expanded(name: str, dtype: torch.dtype, args: tuple[Expr, ...]) -> Expr:
+    """An operation on choices between constants, multiplied out to one choice between constants."""
+    position = next(i for i, a in enumerate(args) if a.op is Op.ITE)
+
+    def at_leaf(leaf: Expr) -> Expr:
+        return arithmetic(name, dtype, *(leaf if i == position else a for i, a in enumerate(args)))
+
+    return map_ite(args[position], at_leaf)
 
 
 def _single_choice(args: tuple[Expr, ...]) -> tuple[int, Expr] | None:
@@ -243,6 +276,11 @@ def compare(name: str, left: Expr, right: Expr) -> Expr:
         return map_ite_bool(left, lambda leaf: compare(name, leaf, right))
     if right.op is Op.ITE and left.is_const:
         return map_ite_bool(right, lambda leaf: compare(name, left, leaf))
+    pulled = _pulled_choice(left) if right.is_const else None
+    if pulled is not None:
+        return map_ite(pulled, lambda leaf: compare(name, leaf, right))
+    if name == "eq" and (_is_huge_sum(left) and right.is_const and abs(right.value) < 2**62):
+        return const_bool(False)
     infinite = _compare_with_infinity(name, left, right)
     if infinite is not None:
         return infinite
@@ -250,6 +288,31 @@ def compare(name: str, left: Expr, right: Expr) -> Expr:
     if integers is not None:
         return {"lt": lt, "le": le, "eq": eq}[name](*integers)
     return apply(f"f{name}", Sort.BOOL, (left, right))
+
+
+def _pulled_choice(expr: Expr) -> Expr | None:
+    """`where(c, x, y) + z` as `where(c, x + z, y + z)`, for constants x and y."""
+    head, _, dtype = str(expr.payload).partition(":") if expr.op is Op.APPLY else ("", "", "")
+    if head not in ("add", "sub", "mul") or not dtype:
+        return None
+    choices = [i for i, a in enumerate(expr.args) if a.op is Op.ITE and _constant_leaves(a)]
+    if len(choices) != 1:
+        return None
+    position = choices[0]
+
+    def at_leaf(leaf: Expr) -> Expr:
+        args = (leaf if i == position else a for i, a in enumerate(expr.args))
+        return arithmetic(head, getattr(torch, dtype), *args)
+
+    return map_ite(expr.args[position], at_leaf)
+
+
+def _is_huge_sum(expr: Expr) -> bool:
+    """True for `finfo.min + float(integer)`: no integer of 64 bits brings that near zero."""
+    if expr.op is not Op.APPLY or str(expr.payload) not in ("add:float32", "add:float64"):
+        return False
+    constants = [a.value for a in expr.args if a.is_const]
+    return len(constants) == 1 and abs(constants[0]) > 2**80 and any(a.op is Op.TO_FLOAT for a in expr.args)
 
 
 def _compare_with_infinity(name: str, left: Expr, right: Expr) -> Expr | None:

@@ -68,9 +68,23 @@ def predicate_of(value: Expr, dtype: torch.dtype, facts: Facts) -> Predicate:
     blocked: set[float] = set()
     allowed, bias = _split(value, dtype, blocked)
     allowed = tidy(allowed, facts)
+    bias = _where_allowed(bias, allowed)
     if bias is None or (bias.is_const and bias.value == 0) or allowed is build.FALSE:
         bias = None
     return Predicate(allowed, bias, value, facts, frozenset(blocked))
+
+
+def _where_allowed(bias: Expr | None, allowed: Expr) -> Expr | None:
+    """The bias simplified by what "allowed" says: with `attention_mask[b, k] == 1`, `1 - attention_mask[b, k]` is 0."""
+    known: dict[Expr, Expr] = {}
+    for term in build.conjuncts(allowed):
+        if term.op is Op.EQ0:
+            constant, parts = build.linear_parts(term.args[0])
+            if len(parts) == 1:
+                (atom, factor), *_ = parts.items()
+                if atom.op is Op.CELL and abs(factor) == 1:
+                    known[atom] = build.const_int(-constant * factor)
+    return bias if bias is None or not known else build.substitute(bias, known)
 
 
 def is_blocked(value: float, dtype: torch.dtype) -> bool:

@@ -187,6 +187,8 @@ class Reader:
         constant = self.constants.get(node.name)
         if constant is not None and constant.numel() == 1:
             return constant_expr(constant)
+        if recorded.dtype.is_complex:
+            return self.opaque(node, coords, "complex numbers are not read")
         ref = self.labels.get(node.name)
         if ref is not None:
             return build.cell(ref, coords)

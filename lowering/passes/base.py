@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -18,6 +17,7 @@ from ...patterns.sizes import shape_of
 from ..op import attention as _attention_op  # registers attnlower::attention
 from ..result import Change, PassResult, Refusal
 from ..targets.base import Target
+from .erasing import erase_if_dead
 
 
 @dataclass
@@ -101,8 +101,8 @@ def refuse(site: Site, reason: str, node: str = "") -> Refusal:
 def site_obstacle(site: Site) -> str:
     """Why a call must stay as it is, whatever its mask says; empty if nothing stands in the way.
 
-    The canonical op, like every proof, knows one batch and head for each of the query's. A key or a mask that broadcasts
-    the query to more of them shows in the output's shape.
+    The canonical op, like every proof, knows one batch and head for each of the query's. A key or a mask that
+    broadcasts the query to more of them shows in the output's shape.
     """
     call = site.analysis.call
     if call.blockers:
@@ -153,73 +153,11 @@ def _copied(context: PassContext, value: Any) -> Any:
     return context.nodes[value] if isinstance(value, fx.Node) else value
 
 
-_EFFECT_PREFIXES = ("_assert", "_set_grad", "sym_constrain", "record_function")
-
-
-def erase_if_dead(graph: fx.Graph, node: fx.Node) -> None:
-    """Erase a node nobody uses, and its operands as far as they become unused and have no side effect.
-
-    An attention call counts as having none, although it may draw dropout's random numbers: the call in its place does.
-    """
-    pending = [node]
-    while pending:
-        current = pending.pop()
-        if current.op in ("placeholder", "output") or current._erased:
-            continue
-        watchers = list(current.users)
-        if any(not _is_idle(w) for w in watchers) or not _is_pure(current):
-            continue
-        for watcher in watchers:
-            graph.erase_node(watcher)
-        operands = current.all_input_nodes
-        graph.erase_node(current)
-        pending.extend(operands)
-
-
-def _is_idle(node: fx.Node) -> bool:
-    """True for a use that means nothing once the tensor is gone.
-
-    That is an assertion on dtype, device and layout, or an output of a fused kernel that nobody takes.
-    """
-    if getattr(node.target, "overloadpacket", None) is torch.ops.aten._assert_tensor_metadata:
-        return True
-    return node.target is operator.getitem and not node.users
-
-
-def _is_pure(node: fx.Node) -> bool:
-    """True if erasing an unused node changes nothing: it writes nowhere, draws no random number, checks nothing."""
-    from ...patterns.capture import op_name, written_tensors
-
-    if node.op == "get_attr":
-        return True
-    if node.op not in ("call_function", "call_method") or written_tensors(node):
-        return False
-    name = op_name(node)
-    if name.startswith(_EFFECT_PREFIXES):
-        return False
-    if name.startswith(("scaled_dot_product_attention", "_scaled_dot_product")):
-        return True
-    if isinstance(node.target, torch._ops.OpOverload):
-        return not (node.target._schema.is_mutable or torch.Tag.nondeterministic_seeded in node.target.tags)
-    if isinstance(node.target, torch._ops.HigherOrderOperator):
-        return False
-    if node.op == "call_function" and (getattr(node.target, "__module__", "") or "").startswith("torch._C._functorch"):
-        return False
-    return name not in _SIDE_EFFECTS
-
-
-_SIDE_EFFECTS = frozenset(
-    {"dropout", "rand", "randn", "rand_like", "randn_like", "randint", "bernoulli", "multinomial", "manual_seed"}
-    | {"_log_api_usage_once", "_enter_autocast", "_exit_autocast", "print", "item", "tolist", "check", "_check"}
-    | {"_saved_tensors_hooks_disable", "setitem", "all_reduce", "wait_tensor"}
-)
-
 __all__ = [
     "Pass",
     "PassContext",
     "Site",
     "_attention_op",
-    "erase_if_dead",
     "for_each_site",
     "refuse",
     "rewrite_site",

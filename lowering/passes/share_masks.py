@@ -14,7 +14,8 @@ from torch import fx
 from ...patterns.metadata import tensor_of
 from ...patterns.sizes import shape_of
 from ..result import PassResult, Refusal
-from .base import PassContext, Site, erase_if_dead, for_each_site
+from .base import PassContext, Site, for_each_site
+from .erasing import erase_if_dead
 
 
 class ShareMasks:

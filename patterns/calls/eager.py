@@ -135,6 +135,8 @@ def _take_factor(node: fx.Node, scores: _Scores) -> tuple[Any, str | None]:
     divides = "div" in op_name(node)
     if _is_tensor(right) and not _is_tensor(left) and not divides:
         left, right = right, left
+    if _number(right) is not None:
+        right = _number(right)  # a 0-d tensor such as torch.full([], head_dim**0.5)
     if _is_tensor(right):
         return None, f"the scores are scaled by a tensor (node '{node.name}')"
     if isinstance(right, fx.Node):

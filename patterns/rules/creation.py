@@ -8,6 +8,7 @@ import torch
 from torch import fx
 
 from .. import build
+from ..casts import wraps
 from ..expr import Expr, Sort
 from ..floats import EXACT_LIMIT, to_float
 from ..reader import Coords, Reader, RuleTable, Unreadable, as_dtype, bind, constant_expr

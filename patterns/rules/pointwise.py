@@ -10,7 +10,7 @@ from torch import fx
 
 from .. import build, floats
 from ..casts import wraps
-from ..expr import Expr, Sort
+from ..expr import Expr, Sort, is_positional
 from ..reader import Coords, Reader, RuleTable, Unreadable, as_dtype, bind
 
 aten = torch.ops.aten
@@ -114,9 +114,11 @@ def _float_extreme(smallest: bool, left: Expr, right: Expr, dtype: torch.dtype) 
 
 def _checked(expr: Expr, dtype: torch.dtype) -> Expr:
     """Narrow integers wrap around; their arithmetic is only followed where constants show that it does not."""
-    if not wraps(dtype):
-        return expr
     info = torch.iinfo(dtype)
+    if not wraps(dtype):
+        if is_positional(expr) and floats.magnitude(expr) > info.max:
+            raise Unreadable(f"{dtype} arithmetic may overflow")
+        return expr
 
     def fit(leaf: Expr) -> Expr:
         if leaf.is_const and info.min <= leaf.value <= info.max:

@@ -24,7 +24,6 @@ RULES = RuleTable()
     aten.detach,
     aten.detach_,
     aten.positive,
-    aten.view_as,
     aten._to_copy,
     aten.to,
     aten.type_as,
@@ -264,6 +263,13 @@ def read_pad(reader: Reader, node: fx.Node, coords: Coords) -> Expr:
     return reader.choose(inside, reader.read(source, index), fill)
 
 
+def _slice_end(reader: Reader, end: object, extent: Expr) -> Expr:
+    """The first index behind a slice; "as far as it goes" is None or a number no size reaches."""
+    if end is None or (isinstance(end, int) and end > 2**62):
+        return extent
+    return slice_start(reader, end, extent)
+
+
 @RULES.register(aten.slice_scatter)
 def read_slice_scatter(reader: Reader, node: fx.Node, coords: Coords) -> Expr:
     """`self` with `self[start:end:step] = src` along one axis."""
@@ -271,7 +277,7 @@ def read_slice_scatter(reader: Reader, node: fx.Node, coords: Coords) -> Expr:
     shape = reader.shape(node)
     dim = wrap_dim(args["dim"], len(shape))
     start = slice_start(reader, args["start"], shape[dim])
-    end = shape[dim] if args["end"] is None else slice_start(reader, args["end"], shape[dim])
+    end = _slice_end(reader, args["end"], shape[dim])
     step = reader.integer(args["step"])
     offset = build.sub(coords[dim], start)
     written = build.and_(build.le(start, coords[dim]), build.lt(coords[dim], end), build.eq0(build.mod(offset, step)))
