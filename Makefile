@@ -47,6 +47,7 @@ venv: $(VENV)/.installed ## create .venv and install attnlower (editable) with a
 
 $(VENV)/.created:
 	@if [ -z "$(PYTHON)" ]; then echo "no python3 found: apt-get install python3 python3-venv python3-dev" >&2; exit 1; fi
+	@case "$(CURDIR)" in *[[:space:]]*) echo "torch's Inductor compiles nothing in a path with spaces: move '$(CURDIR)'" >&2; exit 1;; esac
 	@"$(PYTHON)" -c "$$CHECK_PYTHON"
 	"$(PYTHON)" -m venv $(VENV)
 	mkdir -p $(VENV)/src-link
@@ -77,6 +78,7 @@ test: lint ## set up, then ruff, mypy and pytest
 wheel-check: venv ## build the wheel and check that it holds the package and nothing else
 	rm -rf $(VENV)/wheel build
 	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir $(VENV)/wheel .
+	@rm -rf build
 	@$(BIN)/python -c "import glob, sys, zipfile; \
 	  names = zipfile.ZipFile(glob.glob('$(VENV)/wheel/*.whl')[0]).namelist(); \
 	  stray = [n for n in names if not n.startswith(('attnlower/', 'attnlower-')) or n.startswith(('attnlower/tests', 'attnlower/bench'))]; \

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import importlib
 import json
+import re
 import sys
 import zipfile
 from collections.abc import Sequence
@@ -75,11 +78,28 @@ def load_program(path: Path) -> ExportedProgram:
         raise UsageError(f"{path}: not a .pt2 file, which torch.export.save writes")
     import torch
 
+    register_output_types(path)
     try:
         return torch.export.load(path)
     except Exception as error:  # torch.export.load names no set of errors that it raises
         reason = (str(error).splitlines() or [""])[0]
         raise UsageError(f"{path}: torch.export.load failed: {type(error).__name__}: {reason}") from error
+
+
+def register_output_types(path: Path) -> None:
+    """Import the transformers modules that define the program's input and output types, where transformers is there.
+
+    torch.export.load knows a type such as `CausalLMOutputWithPast` only once its module has been imported.
+    """
+    named: set[str] = set()
+    with zipfile.ZipFile(path) as archive:
+        for entry in archive.namelist():
+            if entry.endswith(".json"):
+                text = archive.read(entry).decode(errors="replace")
+                named.update(re.findall(r'\\"type\\": \\"(transformers[\w.]*)\.\w+\\"', text))
+    for module in sorted(named):
+        with contextlib.suppress(ImportError):
+            importlib.import_module(module)
 
 
 if __name__ == "__main__":

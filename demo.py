@@ -29,7 +29,7 @@ Step = Callable[[str], None]
 
 BUILT_IN = "qwen2.5-0.5b"
 FULL = {"seq_len": 4096, "rounds": 9}
-QUICK = {"seq_len": 1024, "rounds": 4}
+QUICK = {"seq_len": 1024, "rounds": 3}
 
 
 @dataclass(frozen=True)

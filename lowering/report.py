@@ -229,5 +229,7 @@ def _reason(
     refused = refusals.get((found.module, call.node.name), "")
     hint = ""
     if named.guard is not None and not call.blockers:
-        hint = f"{named.guard.template} whenever {' and '.join(str(c) for c in named.guard.conditions)}"
+        conditions_text = " and ".join(str(c) for c in named.guard.conditions)
+        hint = f"{named.guard.template} whenever {conditions_text}, which is not assumed"
+        refused = "" if refused.startswith("needs ") else refused
     return "; ".join(dict.fromkeys(part for part in (named.reason, hint, refused) if part))

@@ -1,5 +1,6 @@
 """Reading: what attention and masks look like in a graph. Nothing here changes a graph."""
 
+from . import build
 from .analyze import Analysis, SiteAnalysis, analyze
 from .calls import AttentionCall, MaskTerm, NearMiss, find_attention
 from .classify import Classification, Guard, classify
@@ -42,6 +43,7 @@ __all__ = [
     "Unknown",
     "Verdict",
     "analyze",
+    "build",
     "classify",
     "evaluate",
     "find_attention",

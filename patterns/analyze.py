@@ -151,13 +151,14 @@ def _analyze_call(session: _Session, call: AttentionCall) -> SiteAnalysis:
             return SiteAnalysis(call, module, None, square, refused, term.node.name)
     try:
         value, dtype = _mask_value(session, call, facts)
+        key = (value, dtype, tuple(facts.extents.items()))
+        if key not in session.known:
+            session.known[key] = _with_unread_reason(
+                session, classify(predicate_of(value, dtype, facts), dtype, session.prover)
+            )
     except (ReadRuleError, RecursionError) as error:
-        return SiteAnalysis(call, module, None, square, f"{type(error).__name__}: {error}", call.terms[0].node.name)
-    key = (value, dtype, tuple(facts.extents.items()))
-    if key not in session.known:
-        session.known[key] = _with_unread_reason(
-            session, classify(predicate_of(value, dtype, facts), dtype, session.prover)
-        )
+        node = call.terms[0].node.name if call.terms else call.node.name
+        return SiteAnalysis(call, module, None, square, f"{type(error).__name__}: {error}", node)
     return SiteAnalysis(call, module, session.known[key], square, mask_value=value if call.terms else None)
 
 

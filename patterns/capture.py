@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import operator
+import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -399,14 +400,22 @@ def _no_new_guards(shape_env: Any) -> Iterator[list[str]]:
             shape_env._log_guard = original
 
 
+_LITERAL = re.compile(r"_?(tensor_constant|lifted_tensor_)\d+")
+
+
 def _known_constants(
     gm: fx.GraphModule,
     boundary: Sequence[fx.Node],
     placeholders: Sequence[fx.Node],
     constants: Mapping[str, torch.Tensor],
 ) -> dict[str, torch.Tensor]:
-    """Boundary tensors whose value is fixed: lifted constants and constant attributes, not parameters or buffers."""
-    buffers = {name for name, _ in gm.named_buffers()} | {name for name, _ in gm.named_parameters()}
+    """Boundary tensors whose value is fixed: lifted constants and constant attributes, not parameters or buffers.
+
+    A GraphModule registers the literals that make_fx and export met as buffers; their names tell them apart.
+    """
+    buffers = {name for name, _ in gm.named_buffers() if not _LITERAL.fullmatch(name)}
+    buffers |= {name for name, _ in gm.named_parameters()}
+    buffers |= {str(w.target) for n in gm.graph.nodes for w in written_tensors(n) if w.op == "get_attr"}
     known: dict[str, torch.Tensor] = {}
     for node, placeholder in zip(boundary, placeholders, strict=True):
         value = constants.get(node.name)

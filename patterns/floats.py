@@ -28,6 +28,7 @@ from .build import (
     const_float,
     const_int,
     eq,
+    is_constant_tree,
     ite,
     le,
     linear_parts,
@@ -175,14 +176,9 @@ def arithmetic(name: str, dtype: torch.dtype, *args: Expr) -> Expr:
     Choices are pulled outwards (`f(where(c, x, y))` becomes `where(c, f(x), f(y))`) while the other operands are
     constants, so that the usual `(1 - mask) * min` folds to `where(mask, 0, min)`.
     """
-    choice = _single_choice(args)
+    choice = _only_choice(args)
     if choice is not None:
-        position, condition = choice
-
-        def inside(leaf: Expr) -> Expr:
-            return arithmetic(name, dtype, *(leaf if i == position else a for i, a in enumerate(args)))
-
-        return ite(condition, inside(args[position].args[1]), inside(args[position].args[2]))
+        return _inside_choice(name, dtype, args, choice)
     if any(a.op is Op.ITE for a in args) and _leaf_count(args) <= _MAX_LEAVES:
         return _expanded(name, dtype, args)
     if all(a.is_const for a in args) and name in FOLDABLE:
@@ -206,36 +202,39 @@ def _leaf_count(args: tuple[Expr, ...]) -> int:
     """Number of results if every choice between constants is multiplied out; a large number if one is not constant."""
     count = 1
     for arg in args:
-        count *= len(list(_constant_leaves(arg))) or _MAX_LEAVES + 1
+        count *= len(_constant_leaves(arg)) or _MAX_LEAVES + 1
     return count
 
 
-def _constant_leaves(expr: Expr) -> list[Expr]:
+def _constant_leaves(expr: Expr) -> set[Expr]:
     """The leaves of a tree of choices between constants; empty if it is none."""
-    if expr.is_const:
-        return [expr]
-    if expr.op is not Op.ITE:
-        return []
-    then, otherwise = (_constant_leaves(a) for a in expr.args[1:])
-    return [*then, *otherwise] if then and otherwise else []
+    if not is_constant_tree(expr):
+        return set()
+    seen, pending = {expr}, [expr]
+    while pending:
+        inner = set(pending.pop().args[1:]) - seen
+        seen |= inner
+        pending += inner
+    return {e for e in seen if e.is_const}
 
 
 def _expanded(name: str, dtype: torch.dtype, args: tuple[Expr, ...]) -> Expr:
     """An operation on choices between constants, multiplied out to one choice between constants."""
-    position = next(i for i, a in enumerate(args) if a.op is Op.ITE)
-
-    def at_leaf(leaf: Expr) -> Expr:
-        return arithmetic(name, dtype, *(leaf if i == position else a for i, a in enumerate(args)))
-
-    return map_ite(args[position], at_leaf)
+    return _inside_choice(name, dtype, args, next(i for i, a in enumerate(args) if a.op is Op.ITE))
 
 
-def _single_choice(args: tuple[Expr, ...]) -> tuple[int, Expr] | None:
-    """Where the only non-constant operand is a choice: its position and condition."""
-    open_args = [(i, a) for i, a in enumerate(args) if not a.is_const]
-    if len(open_args) == 1 and open_args[0][1].op is Op.ITE:
-        return open_args[0][0], open_args[0][1].args[0]
-    return None
+def _inside_choice(name: str, dtype: torch.dtype, args: tuple[Expr, ...], position: int) -> Expr:
+    """An operation on a choice as the choice between the operation's results."""
+    return map_ite(
+        args[position],
+        lambda leaf: arithmetic(name, dtype, *(leaf if i == position else a for i, a in enumerate(args))),
+    )
+
+
+def _only_choice(args: tuple[Expr, ...]) -> int | None:
+    """Where the only non-constant operand is, if it is a choice."""
+    open_args = [i for i, a in enumerate(args) if not a.is_const]
+    return open_args[0] if len(open_args) == 1 and args[open_args[0]].op is Op.ITE else None
 
 
 def _integer_arithmetic(name: str, args: tuple[Expr, ...]) -> Expr | None:

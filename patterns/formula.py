@@ -101,7 +101,8 @@ class _Formatter:
         for atom, coefficient in ordered:
             factor = "" if abs(coefficient) == 1 else f"{abs(coefficient)}*"
             sign = "-" if coefficient < 0 else "+"
-            pieces.append(f"{sign} {factor}{self._nested(atom)}")
+            product = atom.op in (Op.MUL, Op.FLOORDIV, Op.MOD) and not factor and sign == "+"
+            pieces.append(f"{sign} {factor}{self.text(atom) if product else self._nested(atom)}")
         if constant or not pieces:
             pieces.append(f"{'-' if constant < 0 else '+'} {abs(constant)}")
         text = " ".join(pieces)
@@ -130,7 +131,8 @@ class _Formatter:
 
     def _equation(self, expr: Expr, sign: str) -> str:
         left, right, constant = self._sides(expr)
-        if not left:
+        leads = [min((_preference(a) for a in side), default=9) for side in (left, right)]
+        if leads[1] < leads[0]:
             left, right, constant = right, left, -constant
         return f"{self._sum(left, 0)} {sign} {self._sum(right, -constant)}"
 

@@ -90,6 +90,8 @@ def _finite(bounds: Any) -> tuple[int, int | None]:
 
     lower = int(bounds.lower) if isinstance(bounds.lower, (int, sympy.Integer)) else 0
     upper = int(bounds.upper) if isinstance(bounds.upper, (int, sympy.Integer)) else None
+    # "At least 2" is what tracing assumes of every dynamic size; an exported program takes 0 and 1 all the same.
+    lower = 0 if lower <= 2 else lower
     # sys.maxsize - 1 stands for "no bound" in programs written by older versions
     return lower, None if upper is None or upper >= 2**62 else upper
 

@@ -54,10 +54,10 @@ def _dead_with_writes(graph: fx.Graph, node: fx.Node) -> list[fx.Node]:
 
     Only for ATen ops, whose schemas and recorded storages say what is written and what is a view.
     """
-    storage = _storage(node)
+    storage = memory_of(node)
     if storage is None or not all(_is_erasable(n) for n in (node, *node.users)):
         return []
-    inside = {n for n in graph.nodes if _storage(n) == storage}
+    inside = {n for n in graph.nodes if memory_of(n) == storage}
     pending = list(inside)
     while pending:
         current = pending.pop()
@@ -66,7 +66,7 @@ def _dead_with_writes(graph: fx.Graph, node: fx.Node) -> list[fx.Node]:
         new = [user for user in current.users if user not in inside]
         inside.update(new)
         pending.extend(new)
-    if any(_storage(written) != storage for n in inside for written in written_tensors(n)):
+    if any(memory_of(written) != storage for n in inside for written in written_tensors(n)):
         return []
     return [n for n in graph.nodes if n in inside]
 
@@ -78,7 +78,8 @@ def _is_erasable(node: fx.Node) -> bool:
     return aten and not _is_attention(op_name(node)) and _is_pure(node)
 
 
-def _storage(node: fx.Node) -> int | None:
+def memory_of(node: fx.Node) -> int | None:
+    """A number that stands for the memory behind a tensor, the same for all its views; None if it is not recorded."""
     tensor = tensor_of(node)
     if tensor is None or tensor.layout is not torch.strided:
         return None
@@ -97,7 +98,7 @@ def _is_pure(node: fx.Node) -> bool:
     name = op_name(node)
     if name.startswith(("_assert", "_set_grad", "sym_constrain", "record_function", "_record_function")):
         return False
-    if _is_attention(name):
+    if _is_attention(name) or _is_idle_dropout(node):
         return True
     if isinstance(node.target, torch._ops.OpOverload):
         writes_unseen = node.target._schema.is_mutable and not written_tensors(node)
@@ -113,6 +114,15 @@ def _is_attention(name: str) -> bool:
     return name == "attention" or name.startswith(("scaled_dot_product_attention", "_scaled_dot_product"))
 
 
+def _is_idle_dropout(node: fx.Node) -> bool:
+    """True for a dropout that drops nothing, as written-out attention has it outside training."""
+    if op_name(node) != "dropout":
+        return False
+    args = {**dict(zip(("input", "p", "train"), node.args, strict=False)), **node.kwargs}
+    probability, training = args.get("p", 0.5), args.get("training", args.get("train", True))
+    return training is False or (isinstance(probability, (int, float)) and probability == 0)
+
+
 _SIDE_EFFECTS = frozenset(
     {"dropout", "alpha_dropout", "feature_dropout", "rand", "randn", "rand_like", "randn_like", "randint", "randperm"}
     | {"bernoulli", "multinomial", "normal", "poisson", "manual_seed", "item", "tolist", "check", "_check", "print"}
@@ -120,4 +130,4 @@ _SIDE_EFFECTS = frozenset(
     | {"all_reduce", "wait_tensor"}
 )
 
-__all__ = ["erase_if_dead"]
+__all__ = ["erase_if_dead", "memory_of"]

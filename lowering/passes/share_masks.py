@@ -2,6 +2,8 @@
 
 Law: two mask tensors of the same shape, dtype and device whose elements are the same expression of the coordinates and
 inputs are the same tensor. The one that is computed first serves all.
+
+Near misses: a mask that is written to after the first call has read it, two draws of random numbers, another dtype.
 """
 
 from __future__ import annotations
@@ -11,11 +13,12 @@ from typing import Any
 import torch
 from torch import fx
 
+from ...patterns.capture import written_tensors
 from ...patterns.metadata import tensor_of
 from ...patterns.sizes import shape_of
 from ..result import PassResult, Refusal
-from .base import PassContext, Site, for_each_site
-from .erasing import erase_if_dead
+from .base import PassContext, Site, for_each_site, refuse
+from .erasing import erase_if_dead, memory_of
 
 
 class ShareMasks:
@@ -26,8 +29,9 @@ class ShareMasks:
 
     def run(self, context: PassContext) -> PassResult:
         """Point every canonical call at the first mask equal to its own."""
-        first: dict[Any, fx.Node] = {}
+        first: dict[Any, tuple[fx.Node, fx.Node]] = {}
         order = {node: position for position, node in enumerate(context.gm.graph.nodes)}
+        writes = [(order[n], memory_of(w)) for n in order for w in written_tensors(n)]
 
         def rewrite(context: PassContext, site: Site) -> str | Refusal | None:
             key = _mask_key(site)
@@ -36,9 +40,12 @@ class ShareMasks:
             mask = _mask_of(site)
             if mask is None:
                 return None
-            shared = first.setdefault(key, mask)
+            shared, reader = first.setdefault(key, (mask, site.node))
             if shared is mask or order[shared] > order[mask]:
                 return None
+            memory, between = memory_of(shared), range(order[reader], order[site.node])
+            if any(position in between and written in (memory, None) for position, written in writes):
+                return refuse(site, f"the equal mask '{shared.name}' may be written to before this call", shared.name)
             site.node.replace_input_with(mask, shared)
             erase_if_dead(context.gm.graph, mask)
             return f"shares '{shared.name}'"

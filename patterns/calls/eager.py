@@ -12,8 +12,9 @@ from typing import Any
 
 from torch import fx
 
-from ..capture import op_name
+from ..capture import op_name, written_tensors
 from ..metadata import tensor_of, value_of
+from ..predicate import is_blocked
 from ..sizes import shape_of
 from .record import AttentionCall, MaskTerm, NearMiss, TermMode
 
@@ -34,6 +35,7 @@ class _Scores:
     terms: list[MaskTerm] = field(default_factory=list)
     scale: float | fx.Node = 1.0
     product: fx.Node | None = None
+    steps: set[fx.Node] = field(default_factory=set)
     blockers: list[str] = field(default_factory=list)
 
 
@@ -47,10 +49,23 @@ def match_eager(node: fx.Node) -> AttentionCall | NearMiss | None:
     if not _over_last_axis(softmax):
         return NearMiss(softmax, "the softmax does not run over the last axis")
     scores = _Scores(blockers=list(blockers))
-    reason = _walk_scores(softmax.args[0], scores)
+    reason = _walk_scores(softmax.args[0] if softmax.args else softmax.kwargs.get("input"), scores)
     if reason is not None or scores.product is None:
         return NearMiss(softmax, reason or "no query-key product above the softmax")
+    writer = _written_amid(node, scores)
+    if writer is not None:
+        return NearMiss(softmax, f"node '{writer.name}' writes into a tensor in the middle of the attention")
     return _assemble(node, scores)
+
+
+def _written_amid(node: fx.Node, scores: _Scores) -> fx.Node | None:
+    """A write between the two matmuls that is no step from one to the other: it may change a mask, the scores, a key."""
+    current = node.prev
+    while current is not scores.product and current.op != "root":
+        if current not in scores.steps and written_tensors(current):
+            return current
+        current = current.prev
+    return None
 
 
 def _is_call(node: object, names: frozenset[str]) -> bool:
@@ -97,7 +112,8 @@ def _walk_scores(value: object, scores: _Scores) -> str | None:
         if len(users) > 1:
             scores.blockers.append("the attention scores are used elsewhere")
         name = op_name(value)
-        if name in _MATMULS:
+        scores.steps.add(value)
+        if name in _MATMULS and len(value.args) == 2:
             scores.product = value
             return None
         if name in _CASTS:
@@ -106,6 +122,8 @@ def _walk_scores(value: object, scores: _Scores) -> str | None:
             scores.blockers.append("the scores are soft-capped (tanh), which no fused kernel takes")
             scores.scale = 1.0  # the cap's own factor; the call stays as it is, so no scale is needed
             value = value.args[0]
+        elif name in _FACTORS | _ADDITIONS and (len(value.args) != 2 or value.kwargs):
+            return f"'{name}' (node '{value.name}') has more arguments than two operands"
         elif name in _FACTORS:
             value, reason = _take_factor(value, scores)
             if reason:
@@ -157,6 +175,8 @@ def _take_fill(node: fx.Node, scores: _Scores) -> tuple[Any, str | None]:
         return None, f"a factor scales the scores after the fill '{node.name}'"
     if fill is None or not isinstance(args.get("mask"), fx.Node):
         return None, f"the fill value of '{node.name}' is not a constant"
+    if not _blocks(node, fill):
+        return None, f"'{node.name}' puts {fill} in the place of scores, which does not block them"
     scores.terms.append(MaskTerm(args["mask"], TermMode.BLOCK, fill))
     return args["self"], None
 
@@ -168,13 +188,22 @@ def _take_where(node: fx.Node, scores: _Scores) -> tuple[Any, str | None]:
     if scores.scale != 1.0:
         return None, f"a factor scales the scores after the choice '{node.name}'"
     then, otherwise = node.args[1:]
-    if _number(otherwise) is not None and _leads_to_product(then):
-        scores.terms.append(MaskTerm(condition, TermMode.KEEP, _number(otherwise)))
+    fills = [_number(then), _number(otherwise)]
+    if any(fill is not None and not _blocks(node, fill) for fill in fills):
+        return None, f"'{node.name}' puts a number in the place of scores that does not block them"
+    if fills[1] is not None and _leads_to_product(then):
+        scores.terms.append(MaskTerm(condition, TermMode.KEEP, fills[1]))
         return then, None
-    if _number(then) is not None and _leads_to_product(otherwise):
-        scores.terms.append(MaskTerm(condition, TermMode.BLOCK, _number(then)))
+    if fills[0] is not None and _leads_to_product(otherwise):
+        scores.terms.append(MaskTerm(condition, TermMode.BLOCK, fills[0]))
         return otherwise, None
     return None, f"'{node.name}' is no choice between scores and a number"
+
+
+def _blocks(node: fx.Node, fill: float) -> bool:
+    """True if a number in the place of a score leaves the key no weight; any other one is neither mask nor bias."""
+    tensor = tensor_of(node)
+    return tensor is not None and is_blocked(fill, tensor.dtype)
 
 
 def _number(value: object) -> float | None:
