@@ -309,9 +309,9 @@ def times_table(result: Result) -> Any:
     from rich.table import Table
 
     bases = [base for base in ("oracle", "attnlower") if base in result.first_calls]
-    title = f"{result.settings.rounds} rounds, variants alternating; median \\[quartiles]"
+    title = f"Rounds: {result.settings.rounds}, variants alternating; median \\[quartiles]"
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
-    table.add_column("variant")
+    table.add_column("variant", no_wrap=True)
     for heading in ("seconds", *(f"x {base}" for base in bases), "max |diff| to eager", "first call, s"):
         table.add_column(heading, justify="right", no_wrap=True)
     for name, first in result.first_calls.items():
@@ -327,11 +327,12 @@ def notes(result: Result) -> Iterator[str]:
         yield "oracle: the same weights with is_causal=True and no mask written by hand, compiled by Inductor."
     else:
         yield f"No oracle: {result.no_oracle}."
-    padding = result.padding
+    padding, guarded = result.padding, any(site.action == "guarded" for site in result.report.sites)
     yield (
         f"Padding: {', '.join(map(str, padding.padded_tokens))} tokens on the left masked out, same compiled callable: "
-        f"max |diff| to eager {padding.max_abs_diff:.1e} (first such call {padding.first_call_seconds:.1f} s, compiles "
-        f"the general variant); all ones again: {padding.max_abs_diff_unpadded_again:.1e}."
+        f"max |diff| to eager {padding.max_abs_diff:.1e}, {padding.first_call_seconds:.1f} s"
+        f"{' with compiling the general variant' if guarded else ''}; "
+        f"all ones again: {padding.max_abs_diff_unpadded_again:.1e}."
     )
     yield (
         "First calls compile one after the other: the earliest carries Inductor's own start-up, and kernels that "

@@ -38,7 +38,7 @@ class DemoError(AttnLowerError):
 
 
 def build_model(name: str, layers: int | None, dtype: torch.dtype, seed: int) -> torch.nn.Module:
-    """The decoder in eval mode with Hugging Face's own SDPA attention.
+    """The decoder in eval mode, with the attention that Hugging Face chooses for it: SDPA wherever it has that.
 
     `name` is BUILT_IN, a config.json (both: random weights from `seed`) or a checkpoint folder. `layers` None means as
     many as the configuration says.
@@ -50,15 +50,14 @@ def build_model(name: str, layers: int | None, dtype: torch.dtype, seed: int) ->
     if getattr(config, "is_encoder_decoder", False):
         raise DemoError(f"{name} is an encoder-decoder ({config.model_type}); the demo takes decoder-only models")
     dtype_key = "dtype" if int(transformers.__version__.split(".")[0]) >= 5 else "torch_dtype"
-    options = {"attn_implementation": "sdpa", dtype_key: dtype}
     torch.manual_seed(seed)
     try:
         if has_weights(name):
             model = transformers.AutoModelForCausalLM.from_pretrained(
-                name, config=config, local_files_only=True, **options
+                name, config=config, local_files_only=True, **{dtype_key: dtype}
             )
         else:
-            model = transformers.AutoModelForCausalLM.from_config(config, **options)
+            model = transformers.AutoModelForCausalLM.from_config(config, **{dtype_key: dtype})
     except (OSError, ValueError) as error:
         raise DemoError(f"{name}: {error}") from error
     eval_model: torch.nn.Module = model.eval()
@@ -94,7 +93,7 @@ def has_weights(name: str) -> bool:
 
 
 def describe(model: Any, name: str) -> str:
-    """One line about the model: name, layers, widths, weights, dtype."""
+    """One line about the model: name, layers, widths, weights, dtype, attention implementation."""
     config = model.config.get_text_config()
     heads = config.num_attention_heads
     widths = (
@@ -102,7 +101,8 @@ def describe(model: Any, name: str) -> str:
         f"({getattr(config, 'num_key_value_heads', None) or heads} key/value), vocabulary {config.vocab_size}"
     )
     weights = "its own weights" if has_weights(name) else "random weights"
-    return f"{name} ({config.model_type}): {widths}; {weights}, {str(model.dtype).removeprefix('torch.')}"
+    dtype = str(model.dtype).removeprefix("torch.")
+    return f"{name} ({config.model_type}): {widths}; {weights}, {dtype}, {config._attn_implementation} attention"
 
 
 def token_ids(model: Any, name: str, text_file: str | None, batch: int, seq_len: int) -> tuple[torch.Tensor, str]:
@@ -182,7 +182,7 @@ def reference_logits(model: torch.nn.Module, call: Call) -> torch.Tensor:
     try:
         return call(model)
     except (TypeError, ValueError) as error:
-        raise DemoError(f"the model does not run with SDPA attention and an attention mask: {error}") from error
+        raise DemoError(f"the model does not run on token ids and an attention mask: {error}") from error
 
 
 def hand_made_oracle(model: Any, call: Call, reference: torch.Tensor) -> tuple[torch.nn.Module | None, str | None]:

@@ -97,9 +97,9 @@ def _parsed(assume: str | Iterable[str] | None, inputs: Mapping[str, str]) -> tu
     if assume is None:
         return ()
     texts = [assume] if isinstance(assume, str) else list(assume) if isinstance(assume, Iterable) else [assume]
-    wrong = next((t for t in texts if not isinstance(t, str)), None)
-    if wrong is not None:
-        raise OptionError(f"assume takes text such as 'attention_mask.all()', one or several, not {wrong!r}")
+    wrong = [t for t in texts if not isinstance(t, str)]
+    if wrong:
+        raise OptionError(f"assume takes text such as 'attention_mask.all()', one or several, not {wrong[0]!r}")
     return parse_conditions(texts, inputs)
 
 

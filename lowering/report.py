@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..patterns.analyze import Analysis, SiteAnalysis
+from ..patterns.classify import Classification
 from ..patterns.conditions import Condition
+from ..patterns.masks.sliding_window import SlidingWindow
 from ..patterns.verdict import Proved, Refuted
 from .passes.base import Site
 from .result import PassResult
@@ -232,4 +234,13 @@ def _reason(
         conditions_text = " and ".join(str(c) for c in named.guard.conditions)
         hint = f"{named.guard.template} whenever {conditions_text}, which is not assumed"
         refused = "" if refused.startswith("needs ") else refused
-    return "; ".join(dict.fromkeys(part for part in (named.reason, hint, refused) if part))
+    return "; ".join(dict.fromkeys(part for part in (named.reason, hint, refused, _why_mask(named)) if part))
+
+
+def _why_mask(named: Classification) -> str:
+    """Why a mask that is understood cannot be expressed without a tensor."""
+    if isinstance(named.template, SlidingWindow):
+        return "a window stays a mask tensor"
+    if named.predicate.bias is not None:
+        return "what is added to the scores stays"
+    return ""

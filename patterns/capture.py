@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch._dispatch.python import enable_python_dispatcher
 from torch._guards import TracingContext, tracing
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -326,9 +327,12 @@ def _trace(sub: fx.GraphModule, values: Sequence[Any], *, functionalize: bool) -
         stack.enter_context(torch.no_grad())
         guards = stack.enter_context(_no_new_guards(shape_env))
         stack.enter_context(_functorch_levels_restored())
+        if shape_env is not None:
+            # without it some kernels ask more of the sizes than the first trace did
+            stack.enter_context(enable_python_dispatcher())
         if fake_mode is not None:
             stack.enter_context(tracing(TracingContext(fake_mode)))
-            stack.enter_context(_allow_real_inputs(fake_mode))
+            stack.enter_context(_set_up(fake_mode))
             if not fakes:
                 stack.enter_context(fake_mode)
         try:
@@ -353,13 +357,14 @@ def _mode_of(sub: fx.GraphModule) -> Any:
 
 
 @contextlib.contextmanager
-def _allow_real_inputs(fake_mode: Any) -> Iterator[None]:
-    before = fake_mode.allow_non_fake_inputs
-    fake_mode.allow_non_fake_inputs = True
+def _set_up(fake_mode: Any) -> Iterator[None]:
+    """Allow real inputs, and do without the cache: it asks sizes questions of its own, for which it suppresses guards."""
+    before = fake_mode.allow_non_fake_inputs, fake_mode.cache_enabled
+    fake_mode.allow_non_fake_inputs, fake_mode.cache_enabled = True, False
     try:
         yield
     finally:
-        fake_mode.allow_non_fake_inputs = before
+        fake_mode.allow_non_fake_inputs, fake_mode.cache_enabled = before
 
 
 @contextlib.contextmanager

@@ -25,7 +25,7 @@ def evaluate(expr: Expr, values: Mapping[str, Any], tensors: Mapping[str, torch.
         tensors: the tensors behind CELLs, by label.
 
     Returns:
-        A tensor of the broadcast shape of the coordinates it depends on: int64, bool or a float dtype.
+        A tensor of the broadcast shape of the coordinates it depends on: int64, bool or float64.
 
     Raises:
         EvaluationError: if a name is missing or a function has no known meaning.
@@ -49,6 +49,10 @@ def mask_tensor(predicate: Predicate, sizes: Mapping[str, int], tensors: Mapping
     return evaluate(predicate.allowed, {**sizes, **grids}, tensors).expand(*extents.values())
 
 
+_HELD_AS = {Sort.INT: torch.int64, Sort.BOOL: torch.bool, Sort.FLOAT: torch.float64}
+"""Integers of formulas do not wrap around, and float64 holds the floats of every narrower dtype exactly."""
+
+
 class _Evaluator:
     def __init__(self, values: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> None:
         self._values, self._tensors = values, tensors
@@ -64,8 +68,7 @@ class _Evaluator:
     def _compute(self, expr: Expr, args: list[torch.Tensor]) -> torch.Tensor:
         match expr.op:
             case Op.CONST:
-                dtype = {Sort.INT: torch.int64, Sort.BOOL: torch.bool, Sort.FLOAT: torch.float64}[expr.sort]
-                return torch.tensor(expr.value, dtype=dtype)
+                return torch.tensor(expr.value, dtype=_HELD_AS[expr.sort])
             case Op.SIZE | Op.COORD:
                 if expr.payload not in self._values:
                     raise EvaluationError(f"no value for '{expr.payload}'")
@@ -80,14 +83,13 @@ class _Evaluator:
                 tensor = self._tensors.get(expr.payload.label)
                 if tensor is None:
                     raise EvaluationError(f"no tensor for '{expr.payload.label}'")
-                if tensor.dtype is not torch.bool and not tensor.dtype.is_floating_point:
-                    tensor = tensor.to(torch.int64)  # integers of formulas do not wrap around
+                tensor = tensor.to(_HELD_AS[expr.sort])
                 # Indices out of range belong to the branch of a choice that is not taken.
                 return tensor[tuple(a.clamp(0, s - 1) for a, s in zip(args, tensor.shape, strict=True))]
             case Op.TO_FLOAT:
-                return args[0].to(expr.payload)
+                return args[0].to(expr.payload).to(torch.float64)
             case Op.APPLY:
-                return self._apply(expr, args)
+                return self._apply(expr, args).to(_HELD_AS[expr.sort])
         simple: dict[Op, Callable[..., torch.Tensor]] = {
             Op.MUL: torch.mul,
             Op.FLOORDIV: lambda a, b: torch.div(a, b, rounding_mode="floor"),

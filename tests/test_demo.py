@@ -174,6 +174,7 @@ def test_oracle_of_a_plainly_causal_model(model_type: str, changes: dict[str, An
     [
         ("mistral", {"sliding_window": 15}, "sliding window of 15"),
         ("qwen2", {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}, "sliding window of 8"),
+        ("bloom", {}, "called the hand-made attention 0 times for 2 layers"),
     ],
 )
 def test_no_oracle_where_it_would_be_wrong(model_type: str, changes: dict[str, Any], says: str, tmp_path: Path) -> None:

@@ -147,6 +147,14 @@ def rewrite_site(
     context.nodes[call.node] = new
     site.node, site.canonical = new, True
     erase_if_dead(graph, old)
+    take_name(old, new)
+
+
+def take_name(old: fx.Node, new: fx.Node) -> None:
+    """Give the name of an erased node to the one in its place: signatures and call graphs refer to values by name."""
+    if old._erased:
+        new.name = old.name
+        new.graph._graph_namespace._rename_object(new, old.name)
 
 
 def _copied(context: PassContext, value: Any) -> Any:
@@ -162,4 +170,5 @@ __all__ = [
     "refuse",
     "rewrite_site",
     "site_obstacle",
+    "take_name",
 ]

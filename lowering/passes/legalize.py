@@ -12,7 +12,7 @@ from ...patterns.calls.canonical import canonical_arguments, is_canonical
 from ...patterns.masks.template import Alignment
 from ..result import Change, PassResult
 from ..targets.base import Target
-from .base import PassContext
+from .base import PassContext, take_name
 
 
 class Legalize:
@@ -40,6 +40,7 @@ class Legalize:
             new.meta = dict(node.meta)
             node.replace_all_uses_with(new)
             graph.erase_node(node)
+            take_name(node, new)
             if site is not None:
                 site.node, site.canonical = new, False
             changes.append(Change(name, site.analysis.module if site is not None else "", context.target.name))

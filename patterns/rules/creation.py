@@ -10,7 +10,7 @@ from torch import fx
 from .. import build
 from ..casts import wraps
 from ..expr import Expr, Sort
-from ..floats import EXACT_LIMIT, to_float
+from ..floats import EXACT_LIMIT, magnitude, to_float
 from ..reader import Coords, Reader, RuleTable, Unreadable, as_dtype, bind, constant_expr
 
 aten = torch.ops.aten
@@ -50,8 +50,8 @@ def read_arange(reader: Reader, node: fx.Node, coords: Coords) -> Expr:
     value = build.add(start, build.mul(coords[0], step))
     dtype = reader.dtype(node)
     if build.sort_of(dtype) is Sort.FLOAT:
-        if dtype not in EXACT_LIMIT:
-            raise Unreadable(f"arange of {dtype}")
+        if dtype not in (torch.float32, torch.float64) or magnitude(value) > EXACT_LIMIT[dtype]:
+            raise Unreadable(f"arange of {dtype} rounds in a way that depends on the device")
         return to_float(value, dtype)
     low, high = reader.facts.bounds(value)
     if wraps(dtype) and (low is None or high is None or low < _least(dtype) or high > torch.iinfo(dtype).max):

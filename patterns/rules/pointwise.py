@@ -24,17 +24,8 @@ def _operand(reader: Reader, value: Any, coords: Coords, dtype: torch.dtype) -> 
     return reader.converted(value, coords, dtype)
 
 
-def _math_operand(reader: Reader, value: Any, coords: Coords, dtype: torch.dtype) -> Expr:
-    """An operand of float arithmetic. float16 and bfloat16 are computed in float32, and so is a number they meet."""
-    if build.sort_of(dtype) is not Sort.FLOAT or floats.math_dtype(dtype) == dtype:
-        return _operand(reader, value, coords, dtype)
-    if not _is_tensor(value):
-        return as_dtype(reader.read(value, ()), floats.math_dtype(dtype))
-    return _exact_operand(reader, value, coords, dtype)
-
-
 def _exact_operand(reader: Reader, value: Any, coords: Coords, dtype: torch.dtype) -> Expr:
-    """An operand, refused where devices differ: a number that float16 or bfloat16 would have to round."""
+    """An operand, refused where kernels differ: a number that float16 or bfloat16 would have to round, now or later."""
     result = _operand(reader, value, coords, dtype)
     narrow = build.sort_of(dtype) is Sort.FLOAT and floats.math_dtype(dtype) != dtype
     if narrow and not reader.shape(value) and reader.dtype(value) != dtype:
@@ -87,7 +78,7 @@ _FLOAT_NAMES: dict[Any, str] = {
 
 def _arithmetic(reader: Reader, node: fx.Node, packet: Any, left: Any, right: Any, coords: Coords) -> Expr:
     dtype = reader.dtype(node)
-    first, second = (_math_operand(reader, v, coords, dtype) for v in (left, right))
+    first, second = (_exact_operand(reader, v, coords, dtype) for v in (left, right))
     sort = build.sort_of(dtype)
     if sort is Sort.BOOL:
         table = {aten.add: build.or_, aten.mul: build.and_, aten.maximum: build.or_, aten.minimum: build.and_}
@@ -241,6 +232,8 @@ def read_abs(reader: Reader, node: fx.Node, coords: Coords) -> Expr:
     value = reader.read(bind(node)["self"], coords)
     if value.sort is Sort.FLOAT:
         return floats.arithmetic("abs", reader.dtype(node), value)
+    if value.sort is Sort.BOOL:
+        return value
     return reader.choose(build.le(build.ZERO, value), value, _checked(build.scaled(value, -1), reader.dtype(node)))
 
 
@@ -266,7 +259,7 @@ def read_pow(reader: Reader, node: fx.Node, coords: Coords) -> Expr:
     dtype = reader.dtype(node)
     if build.sort_of(dtype) is not Sort.FLOAT:
         raise Unreadable("integer powers")
-    base, exponent = (_math_operand(reader, args[name], coords, dtype) for name in ("self", "exponent"))
+    base, exponent = (_exact_operand(reader, args[name], coords, dtype) for name in ("self", "exponent"))
     return floats.arithmetic("pow", dtype, base, exponent)
 
 

@@ -89,7 +89,7 @@ class Reading:
             name: torch.arange(extent).view(*(extent if i == p else 1 for i in range(len(shape))))
             for p, (name, extent) in enumerate(zip(self.facts.extents, shape, strict=True))
         }
-        return evaluate(self.expr, {**self.sizes(inputs), **grids}, self.tensors(inputs)).expand(*shape)
+        return evaluate(self.expr, {**self.sizes(inputs), **grids}, self.tensors(inputs)).expand(tuple(shape))
 
     def _placeholders(self) -> list[fx.Node]:
         return [n for n in self.graph.graph.nodes if n.op == "placeholder"]
