@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import fx
 from torch.export import ExportedProgram
+from torch.utils._pytree import tree_leaves
 
 from ..errors import OptionError, ProgramError
 from ..patterns.conditions import Condition, parse_conditions
@@ -142,10 +143,15 @@ def _explain_by_compiling(model: Any, args: tuple[Any, ...], kwargs: dict[str, A
     # Dynamo counts recompilations by code object; with one of its own no earlier call of `explain` counts against it.
     call.__code__ = call.__code__.replace()
     compiled = torch.compile(call, backend=inspector)
+    # Tensors are cloned apart: deepcopy refuses those that other operations have made.
+    clones: dict[int, Any] = {id(t): t.detach().clone() for t in tree_leaves((args, kwargs)) if type(t) is torch.Tensor}
+    copied_args, copied_kwargs = copy.deepcopy((args, kwargs), clones)
     with inspection() as found, torch.no_grad(), torch.random.fork_rng():
-        compiled(*copy.deepcopy(args), **copy.deepcopy(kwargs))
-        for buffer, before in buffers:
-            buffer.copy_(before)
+        try:
+            compiled(*copied_args, **copied_kwargs)
+        finally:
+            for buffer, before in buffers:
+                buffer.copy_(before)
     return found.report()
 
 

@@ -19,6 +19,7 @@ def copy_graph_module(gm: fx.GraphModule) -> tuple[fx.GraphModule, dict[fx.Node,
         nodes[old_output] = graph.output(value)
         nodes[old_output].meta = dict(old_output.meta)
     for old_node, new_node in nodes.items():
+        rename(new_node, old_node.name)  # fx changes names such as `input`, which the signature refers to
         # Dynamo hangs an input's source on the node itself; AOTAutograd asks for it.
         for name, value in vars(old_node).items():
             if name.startswith("_dynamo") and not hasattr(new_node, name):
@@ -28,13 +29,19 @@ def copy_graph_module(gm: fx.GraphModule) -> tuple[fx.GraphModule, dict[fx.Node,
     new.meta = dict(gm.meta)
     _copy_module_state(gm, new)
     # Dynamo and export keep facts about the module in plain attributes; Inductor reads some of them.
-    for name, value in vars(gm).items():
-        if name in vars(new) or isinstance(value, (torch.nn.Module, torch.Tensor)):
+    for name, fact in vars(gm).items():
+        if name in vars(new) or isinstance(fact, (torch.nn.Module, torch.Tensor)):
             continue
-        if isinstance(value, types.MethodType) and value.__self__ is gm:
-            value = types.MethodType(value.__func__, new)
-        object.__setattr__(new, name, value)
+        own_method = isinstance(fact, types.MethodType) and fact.__self__ is gm
+        object.__setattr__(new, name, types.MethodType(fact.__func__, new) if own_method else fact)
     return new, nodes
+
+
+def rename(node: fx.Node, name: str) -> None:
+    """Give a node exactly this name, which no other node of its graph may have."""
+    if node.name != name:
+        node.name = name
+        node.graph._graph_namespace._rename_object(node, name)
 
 
 _HOOKS = tuple(name for name in vars(torch.nn.Module()) if name.startswith(("_forward_", "_backward_")))

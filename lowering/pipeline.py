@@ -10,7 +10,7 @@ from ..errors import AttnLowerError
 from ..patterns.analyze import Analysis
 from ..patterns.conditions import Condition
 from .copying import copy_graph_module
-from .passes import Canonicalize, DropMask, GuardPadding, Legalize, MaskToAlignment, ShareMasks
+from .passes import Canonicalize, DropMask, FoldRepeatKV, GuardPadding, Legalize, MaskToAlignment, ShareMasks
 from .passes.base import Pass, PassContext, Site
 from .result import PassResult
 from .targets.base import Target
@@ -20,6 +20,7 @@ PIPELINE: tuple[Pass, ...] = (
     DropMask(),
     MaskToAlignment(),
     GuardPadding(),
+    FoldRepeatKV(),
     ShareMasks(),
     Legalize(),
 )
@@ -41,8 +42,8 @@ class Variant:
 
     @property
     def changed(self) -> bool:
-        """True if a mask was dropped, replaced or shared."""
-        rewrites = ("drop_mask", "mask_to_alignment", "guard_padding", "share_masks")
+        """True if a mask was dropped, replaced or shared, or repeated heads were folded."""
+        rewrites = ("drop_mask", "mask_to_alignment", "guard_padding", "fold_repeat_kv", "share_masks")
         return any(r.changed for r in self.results if r.name in rewrites)
 
 

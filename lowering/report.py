@@ -207,7 +207,7 @@ def _site(
         kinds=named.kinds,
         verdict=word,
         action=action,
-        reason=_reason(found, action, acting.conditions, refusals),
+        reason=_reason(found, action, acting.conditions, refusals, assumed=guarded is None),
         witness=dict(verdict.witness) if isinstance(verdict, Refuted) else None,
         spelling=call.spelling,
         conditions=tuple(str(c) for c in acting.conditions),
@@ -215,20 +215,28 @@ def _site(
 
 
 def _reason(
-    found: SiteAnalysis, action: str, conditions: tuple[Condition, ...], refusals: Mapping[tuple[str, str], str]
+    found: SiteAnalysis,
+    action: str,
+    conditions: tuple[Condition, ...],
+    refusals: Mapping[tuple[str, str], str],
+    *,
+    assumed: bool,
 ) -> str:
     named, call = found.classification, found.call
     if named is None:
         return found.problem
     if action == "guarded" and named.guard is not None:
-        return f"{named.guard.template} whenever {' and '.join(str(c) for c in conditions)}, else {named.reason}"
+        text = " and ".join(str(c) for c in conditions)
+        if assumed:
+            return f"{named.guard.template}, given the assumption {text}; without it: {named.reason}"
+        return f"{named.guard.template} whenever {text}, else {named.reason}"
     if action != "keep":
         return named.reason
     if not call.terms:
         return (
             f"{named.reason}; no mask to remove" if not call.is_causal else f"{named.reason}; is_causal is already set"
         )
-    refused = refusals.get((found.module, call.node.name), "")
+    refused = "; ".join(call.blockers) or refusals.get((found.module, call.node.name), "")
     hint = ""
     if named.guard is not None and not call.blockers:
         conditions_text = " and ".join(str(c) for c in named.guard.conditions)

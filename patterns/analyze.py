@@ -236,15 +236,17 @@ def _apply_term(value: Expr, term: MaskTerm, element: Expr, dtype: torch.dtype) 
 
 
 def _with_unread_reason(session: _Session, found: Classification) -> Classification:
-    """Say which op kept a mask from being read, where that is why it is unknown."""
+    """Say which op kept a mask from being read. What it hides, blocked keys in a bias say, is unknown, not proved."""
     from .expr import cells
-    from .verdict import Unknown
+    from .verdict import Refuted, Unknown
 
-    if not isinstance(found.verdict, Unknown):
+    if isinstance(found.verdict, Refuted):
         return found
     unread = {name: reason for reader in session.readers.values() for name, reason in reader.unread.items()}
     for cell in cells(found.predicate.value):
         if cell.payload.node in unread:
             reason = f"'{cell.payload.node}' could not be read: {unread[cell.payload.node]}"
-            return replace(found, verdict=Unknown(cell.payload.node, reason), reason=f"cannot tell: {reason}")
+            unknown = Unknown(cell.payload.node, reason)
+            kinds = found.kinds | {"opaque"}
+            return replace(found, kinds=kinds, verdict=unknown, reason=f"cannot tell: {reason}")
     return found

@@ -2,9 +2,10 @@
 
 from .canonicalize import Canonicalize
 from .drop_mask import DropMask
+from .fold_repeat_kv import FoldRepeatKV
 from .guard_padding import GuardPadding
 from .legalize import Legalize
 from .mask_to_alignment import MaskToAlignment
 from .share_masks import ShareMasks
 
-__all__ = ["Canonicalize", "DropMask", "GuardPadding", "Legalize", "MaskToAlignment", "ShareMasks"]
+__all__ = ["Canonicalize", "DropMask", "FoldRepeatKV", "GuardPadding", "Legalize", "MaskToAlignment", "ShareMasks"]

@@ -14,6 +14,7 @@ from ...patterns.conditions import Condition
 from ...patterns.masks.template import Alignment
 from ...patterns.metadata import tensor_of
 from ...patterns.sizes import shape_of
+from ..copying import rename
 from ..op import attention as _attention_op  # registers attnlower::attention
 from ..result import Change, PassResult, Refusal
 from ..targets.base import Target
@@ -153,8 +154,7 @@ def rewrite_site(
 def take_name(old: fx.Node, new: fx.Node) -> None:
     """Give the name of an erased node to the one in its place: signatures and call graphs refer to values by name."""
     if old._erased:
-        new.name = old.name
-        new.graph._graph_namespace._rename_object(new, old.name)
+        rename(new, old.name)
 
 
 def _copied(context: PassContext, value: Any) -> Any:

@@ -19,7 +19,7 @@ class Legalize:
     """Hand the canonical calls to the target."""
 
     name = "legalize"
-    requires = ("canonicalize", "drop_mask", "mask_to_alignment", "guard_padding", "share_masks")
+    requires = ("canonicalize", "drop_mask", "mask_to_alignment", "guard_padding", "fold_repeat_kv", "share_masks")
 
     def run(self, context: PassContext) -> PassResult:
         """Replace every canonical call in the graph.

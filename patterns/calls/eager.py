@@ -20,7 +20,9 @@ from .record import AttentionCall, MaskTerm, NearMiss, TermMode
 
 _MATMULS = frozenset({"matmul", "bmm", "__matmul__"})
 _SOFTMAXES = frozenset({"softmax", "_softmax", "special_softmax"})
-_CASTS = frozenset({"to", "_to_copy", "float", "half", "bfloat16", "type", "type_as", "contiguous", "clone", "detach"})
+_CASTS = frozenset({"to", "_to_copy", "double", "float", "half", "bfloat16", "type", "type_as"}) | frozenset(
+    {"contiguous", "clone", "detach"}
+)
 _FACTORS = frozenset(
     {"mul", "div", "truediv", "true_divide", "__mul__", "__truediv__", "imul", "itruediv", "mul_", "div_"}
 )
@@ -283,7 +285,10 @@ def _untransposed(node: object) -> fx.Node | None:
     """The tensor of which a node swaps the last two axes."""
     while _is_call(node, frozenset({"contiguous", "clone"})) and isinstance(node, fx.Node):
         node = node.args[0]
-    if not isinstance(node, fx.Node) or not _is_call(node, _TRANSPOSES):
+    if not isinstance(node, fx.Node):
+        return None
+    attribute = _is_call(node, frozenset({"getattr"})) and node.args[1] == "mT"  # `x.mT` in a Dynamo graph
+    if not attribute and not _is_call(node, _TRANSPOSES):
         return None
     source = node.args[0]
     tensor = tensor_of(source)
@@ -295,7 +300,7 @@ def _untransposed(node: object) -> fx.Node | None:
         flat = list(dims[0]) if dims and isinstance(dims[0], (list, tuple)) else list(dims)
         flat = [d % rank for d in flat if isinstance(d, int)]
         return source if flat == [*range(rank - 2), rank - 1, rank - 2] else None
-    if op_name(node) in ("mT", "t"):
+    if attribute or op_name(node) in ("mT", "t"):
         return source
     swapped = {d % rank for d in dims if isinstance(d, int)}
     return source if swapped == {rank - 2, rank - 1} else None

@@ -11,13 +11,13 @@ head, or a packed batch (`id[b, q] == id[b, k]`).
 from __future__ import annotations
 
 from .. import build
-from ..expr import Expr, cells, coords, is_positional
+from ..expr import Expr, cells, coords
 from ..facts import Facts
 
 
 def is_padding(term: Expr, facts: Facts) -> bool:
-    """True if a condition is on tensor data at the key's own position, the same for every query and head."""
-    if is_positional(term) or not cells(term):
+    """True if a condition is on an input's element at the key's own position, the same for every query and head."""
+    if not cells(term) or not all(c.payload.is_input for c in cells(term)):
         return False
     one_key = facts.extents.get("k") is build.ONE
     return ("k" in coords(term) or one_key) and coords(term) <= {"b", "k"}

@@ -76,9 +76,7 @@ class CrossAttention(torch.nn.Module):
         super().__init__()
         self.mask, self.spelling = mask, spelling
 
-    def forward(
-        self, q: torch.Tensor, k: torch.Tensor, attention_mask: torch.Tensor | None = None
-    ) -> torch.Tensor:
+    def forward(self, q: torch.Tensor, k: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
         mask = self.mask(q, k) if attention_mask is None else self.mask(q, k, attention_mask)
         if self.spelling == "eager":
             return written_out(q, k, k, mask)

@@ -42,7 +42,15 @@ class TestUnknownOp:
 
     @pytest.mark.parametrize("joined", ["alone", "and causal", "or causal"])
     def test_refused_with_its_name(
-        self, joined: str, checkerboard: Any, masks: Any, models: Any, inputs: Any, capture: str, lowered: Any, same: Any
+        self,
+        joined: str,
+        checkerboard: Any,
+        masks: Any,
+        models: Any,
+        inputs: Any,
+        capture: str,
+        lowered: Any,
+        same: Any,
     ) -> None:
         def mask(x: torch.Tensor) -> torch.Tensor:
             unknown = checkerboard(x)

@@ -79,7 +79,13 @@ def test_a_scale_that_depends_on_the_shape(inputs: Any, run_passes: Any, same: A
 
 
 def test_boolean_is_mask_and_float_is_bias(
-    capture: str, dynamic: bool, masks: SimpleNamespace, models: SimpleNamespace, inputs: Any, run_passes: Any, same: Any
+    capture: str,
+    dynamic: bool,
+    masks: SimpleNamespace,
+    models: SimpleNamespace,
+    inputs: Any,
+    run_passes: Any,
+    same: Any,
 ) -> None:
     x = inputs()
     for mask, given, other in ((masks.causal, "mask", "bias"), (masks.causal_float, "bias", "mask")):
@@ -199,9 +205,7 @@ class TestRefusals:
             return first | masks.causal(k)
 
         args = (inputs(batch=1), inputs(batch=2))
-        refusal = self.refused(
-            models.CrossAttention(per_batch), args, run_passes, same, capture=capture, dynamic=False
-        )
+        refusal = self.refused(models.CrossAttention(per_batch), args, run_passes, same, capture=capture, dynamic=False)
         assert "broadcast" in refusal.reason
 
     def test_missing_metadata(

@@ -105,9 +105,7 @@ class TestCache:
         assert done.actions == ["keep"]
         same(done.run(q, k), model(q, k))
 
-    def test_a_static_cache_filled_up_to_a_position(
-        self, capture: str, inputs: Any, lowered: Any, same: Any
-    ) -> None:
+    def test_a_static_cache_filled_up_to_a_position(self, capture: str, inputs: Any, lowered: Any, same: Any) -> None:
         class StaticCache(torch.nn.Module):
             def forward(self, q: torch.Tensor, k: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
                 mask = torch.arange(k.shape[2])[None, :] <= position[:, None]

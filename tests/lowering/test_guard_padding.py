@@ -67,7 +67,13 @@ def test_under_the_assumption(
 
 
 def test_without_the_assumption(
-    capture: str, dynamic: bool, masks: SimpleNamespace, models: SimpleNamespace, inputs: Any, run_passes: Any, same: Any
+    capture: str,
+    dynamic: bool,
+    masks: SimpleNamespace,
+    models: SimpleNamespace,
+    inputs: Any,
+    run_passes: Any,
+    same: Any,
 ) -> None:
     model, x = models.SelfAttention(masks.padded), inputs()
     done = run_passes(model, (x, attention_mask("left")), ALONE, capture, dynamic)

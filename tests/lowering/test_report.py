@@ -73,7 +73,7 @@ def test_to_dict_is_json(mixed: attnlower.Report) -> None:
     assert len(data["sites"]) == 7
     assert data["sites"][0].keys() >= FIELDS
     assert data["sites"][2]["kinds"] == ["causal", "padding"]
-    assert [p["name"] for p in data["passes"]][0] == "canonicalize"
+    assert data["passes"][0]["name"] == "canonicalize"
     assert data["passes"][0]["changes"][0].keys() == {"node", "module", "what"}
     assert {"node", "reason"} == data["near_misses"][0].keys()
     assert data["target"] == "eager"

@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from attnlower.errors import CaptureError
 
@@ -202,3 +204,95 @@ def test_writes_with_a_step(check_read: Check, start: int) -> None:
 def test_a_write_that_asks_for_a_new_guard_is_refused(read: Check) -> None:
     with pytest.raises(CaptureError, match="would add a guard"):
         read(set_at((slice(None), slice(0, None, 2)), 77), X[1], dynamic=True)
+
+
+# --- random programs ------------------------------------------------------------------------------------------
+
+
+def step(values: list[torch.Tensor], chosen: tuple[str, int, int, int]) -> torch.Tensor:
+    """One view of, or write into, one of the values so far."""
+    name, which, a, b = chosen
+    x = values[which % len(values)]
+    d, e = a % x.dim(), b % x.dim()
+    count = 1 + abs(b)
+    lead = (slice(None),) * d
+
+    def write(index: Any) -> torch.Tensor:
+        copy = x.clone()
+        copy[index] = b
+        return copy
+
+    table: dict[str, Callable[[], torch.Tensor]] = {
+        "unsqueeze": lambda: x.unsqueeze(d),
+        "squeeze": lambda: x.squeeze(d),
+        "transpose": lambda: x.transpose(d, e),
+        "slice": lambda: x[(*lead, slice(a, None, count))],
+        "until": lambda: x[(*lead, slice(None, b))],
+        "between": lambda: x[(*lead, slice(a, b))],
+        "select": lambda: x.select(d, b)[None],
+        "flip": lambda: x.flip(d),
+        "reshape": lambda: x.reshape(-1, x.shape[d]),
+        "split": lambda: x.reshape(x.shape[d], -1),
+        "cat": lambda: torch.cat([x, x * 2, values[-1]], d),
+        "stack": lambda: torch.stack([x, x + 1], d),
+        "pad": lambda: F.pad(x, (a, b), value=a),
+        "repeat": lambda: x.repeat(*[count if i == d else 1 for i in range(x.dim())]),
+        "interleave": lambda: x.repeat_interleave(count, d),
+        "expand": lambda: x.unsqueeze(d).expand(*[count if i == d else -1 for i in range(x.dim() + 1)]),
+        "add": lambda: x + values[-1],
+        "compare": lambda: (x <= values[-1]).long(),
+        "tril": lambda: torch.tril(x, a),
+        "triu": lambda: torch.triu(x, b),
+        "index": lambda: x[torch.arange(x.shape[0]) - 1],
+        "outer": lambda: x[torch.arange(x.shape[0])[:, None], torch.arange(x.shape[1])],
+        "apart": lambda: x[torch.arange(2)[:, None] - 1, :, torch.arange(2)],
+        "diff": lambda: x.diff(dim=d),
+        "count": lambda: torch.ones_like(x).cumsum(d),
+        "write-one": lambda: write((*lead, b)),
+        "write-some": lambda: write((*lead, slice(a, b))),
+        "write-steps": lambda: write((*lead, slice(a, None, count))),
+        "write-where": lambda: write(x > a),
+        "mod": lambda: x % count,
+    }
+    return table[name]()
+
+
+STEPS = st.tuples(
+    st.sampled_from(
+        "unsqueeze squeeze transpose slice until between select flip reshape split cat stack pad repeat interleave expand "
+        "add compare tril triu index outer apart diff count write-one write-some write-steps write-where mod".split()
+    ),
+    st.integers(0, 9),
+    st.integers(-3, 3),
+    st.integers(-3, 3),
+)
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(STEPS, min_size=1, max_size=6), st.booleans())
+def test_random_programs(read: Check, steps: list[tuple[str, int, int, int]], dynamic: bool) -> None:
+    inputs = (torch.randint(-5, 6, (3, 4)), torch.randint(-5, 6, (4,)))
+    possible: list[tuple[str, int, int, int]] = []
+
+    def fn(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        values = [x, y, torch.arange(x.shape[1]), torch.arange(x.shape[0])[:, None]]
+        for chosen in possible:
+            values.append(step(values, chosen))
+        return values[-1]
+
+    for chosen in steps:
+        possible.append(chosen)
+        try:
+            usable = 0 < fn(*inputs).numel() < 2000
+        except (RuntimeError, IndexError):  # no such axis, index or shape
+            usable = False
+        if not usable:
+            possible.pop()
+    actual = fn(*inputs)
+    try:
+        reading = read(fn, *inputs, dynamic=dynamic)
+    except CaptureError as error:
+        assert "would add a guard" in str(error)
+        return
+    if not reading.opaque:
+        assert torch.equal(reading.evaluate(inputs, actual.shape).long(), actual.long()), reading.expr

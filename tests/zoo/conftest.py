@@ -1,7 +1,7 @@
 """Tiny random-weight models of many architectures and what the tests of this folder do with them, as the fixture `zoo`.
 
-All models are built here from a config: nothing is downloaded. Most tests compile with the target "eager", which runs the
-rewritten Dynamo graph as it is: what the passes did is what is measured, and no C++ is compiled.
+All models are built here from a config: nothing is downloaded. Most tests compile with the target "eager", which runs
+the rewritten Dynamo graph as it is: what the passes did is what is measured, and no C++ is compiled.
 """
 
 from __future__ import annotations
@@ -208,7 +208,7 @@ class Zoo:
         with torch.no_grad():
             return self.output(model(**given))
 
-    def compile(self, model: torch.nn.Module, given: dict[str, Any], *, dynamic: bool | None, **options: Any) -> Compiled:
+    def compile(self, model: torch.nn.Module, given: dict[str, Any], *, dynamic: bool, **options: Any) -> Compiled:
         """Compile a model with attnlower, call it once, and keep the lowered graphs.
 
         The graph is planned once more for the test to look at; on the way it is checked that planning adds no guard and
@@ -240,7 +240,7 @@ class Zoo:
     @staticmethod
     def snapshot(gm: fx.GraphModule) -> tuple[Any, ...]:
         """Everything that lowering must leave alone: the graph, its metadata, and what the ShapeEnv knows."""
-        nodes = [(n.name, n.op, str(n.target), str(n.args), str(n.kwargs), sorted(map(str, n.meta))) for n in gm.graph.nodes]
+        nodes = [(n.name, n.op, str(n.target), str(n.args), str(n.kwargs), sorted(n.meta)) for n in gm.graph.nodes]
         values = [n.meta.get("val", n.meta.get("example_value")) for n in gm.graph.nodes]
         env = shape_env_of(values)
         if env is None:
@@ -262,7 +262,7 @@ class Zoo:
     @staticmethod
     def export_model(model: torch.nn.Module, given: dict[str, Any]) -> torch.export.ExportedProgram:
         auto = torch.export.Dim.AUTO
-        shapes = {k: {i: auto for i in range(2)} if torch.is_tensor(v) and v.dim() == 2 else None for k, v in given.items()}
+        shapes = {k: {0: auto, 1: auto} if torch.is_tensor(v) and v.dim() == 2 else None for k, v in given.items()}
         if "input_features" in given:
             shapes["input_features"] = {0: auto}
         with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Ten architectures by every road: what attnlower says of each attention call, what it does, and that outputs stay equal.
+"""Ten architectures by every road: what attnlower says of each attention call, what it does, and equal outputs.
 
 The table states for each kind of attention call its formula and what becomes of its mask. `attention_mask[b, k]` joins
 the formula where the model is called with an attention mask that reaches the call.
@@ -19,6 +19,7 @@ CAUSAL = "k <= q"
 WINDOW = "k <= q & k > q - 6"
 FULL = "true"
 PADDING = "attention_mask[b, k]"
+TRIANGLE, KEEP, DROP, GUARD = "is_causal", "keep", "drop_mask", "guarded"
 
 
 @dataclass(frozen=True)
@@ -44,26 +45,26 @@ class Expected:
     is_padded: bool = True
 
 
-# Hugging Face sets is_causal itself for OPT and BART when Dynamo traces (not in export), and builds no mask for BERT then.
+# When Dynamo traces (not in export), Hugging Face sets is_causal itself for OPT and BART and builds no mask for BERT.
 # fmt: off
 EXPECTED: dict[str, list[Expected]] = {
-    #                     module                             kinds             formula  compiled     exported     padded
-    "qwen2":   [Expected("model.layers.*.self_attn",         "causal",         CAUSAL,  "is_causal", "is_causal", "guarded")],
-    "llama":   [Expected("model.layers.*.self_attn",         "causal",         CAUSAL,  "is_causal", "is_causal", "guarded")],
-    "gpt2":    [Expected("transformer.h.*.attn",             "causal",         CAUSAL,  "is_causal", "is_causal", "guarded")],
-    "opt":     [Expected("model.decoder.layers.*.self_attn", "causal",         CAUSAL,  "keep",      "is_causal", "guarded")],
-    "mistral": [Expected("model.layers.*.self_attn",         "sliding_window", WINDOW,  "keep",      "keep",      "keep")],
-    "gemma2":  [Expected("model.layers.0.self_attn",         "sliding_window", WINDOW,  "keep",      "keep",      "keep"),
-                Expected("model.layers.1.self_attn",         "causal",         CAUSAL,  "keep",      "keep",      "keep")],
-    "gemma3":  [Expected("model.layers.0.self_attn",         "sliding_window", WINDOW,  "keep",      "keep",      "keep"),
-                Expected("model.layers.1.self_attn",         "causal",         CAUSAL,  "is_causal", "is_causal", "guarded")],
-    "bert":    [Expected("encoder.layer.*.attention.self",   "full",           FULL,    "keep",      "drop_mask", "guarded")],
-    "t5":      [Expected("encoder.block.*.SelfAttention",    "bias",           FULL,    "keep",      "keep",      "keep"),
-                Expected("decoder.block.*.SelfAttention",    "bias causal",    CAUSAL,  "keep",      "keep",      "keep", False),
-                Expected("decoder.block.*.EncDecAttention",  "full",           FULL,    "drop_mask", "drop_mask", "guarded")],
-    "bart":    [Expected("model.encoder.*.self_attn",        "full",           FULL,    "keep",      "drop_mask", "guarded"),
-                Expected("model.decoder.*.self_attn",        "causal",         CAUSAL,  "keep",      "is_causal", "keep", False),
-                Expected("model.decoder.*.encoder_attn",     "full",           FULL,    "keep",      "drop_mask", "guarded")],
+    #                     module                              kinds             formula compiled  exported  padded
+    "qwen2":   [Expected("model.layers.*.self_attn",        "causal",         CAUSAL, TRIANGLE, TRIANGLE, GUARD)],
+    "llama":   [Expected("model.layers.*.self_attn",        "causal",         CAUSAL, TRIANGLE, TRIANGLE, GUARD)],
+    "gpt2":    [Expected("transformer.h.*.attn",            "causal",         CAUSAL, TRIANGLE, TRIANGLE, GUARD)],
+    "opt":     [Expected("model.decoder.layers.*.self_attn", "causal",         CAUSAL, KEEP,     TRIANGLE, GUARD)],
+    "mistral": [Expected("model.layers.*.self_attn",        "sliding_window", WINDOW, KEEP,     KEEP,     KEEP)],
+    "gemma2":  [Expected("model.layers.0.self_attn",        "sliding_window", WINDOW, KEEP,     KEEP,     KEEP),
+                Expected("model.layers.1.self_attn",        "causal",         CAUSAL, KEEP,     KEEP,     KEEP)],
+    "gemma3":  [Expected("model.layers.0.self_attn",        "sliding_window", WINDOW, KEEP,     KEEP,     KEEP),
+                Expected("model.layers.1.self_attn",        "causal",         CAUSAL, TRIANGLE, TRIANGLE, GUARD)],
+    "bert":    [Expected("encoder.layer.*.attention.self",  "full",           FULL,   KEEP,     DROP,     GUARD)],
+    "t5":      [Expected("encoder.block.*.SelfAttention",   "bias",           FULL,   KEEP,     KEEP,     KEEP),
+                Expected("decoder.block.*.SelfAttention",   "bias causal",    CAUSAL, KEEP,     KEEP,     KEEP,  False),
+                Expected("decoder.block.*.EncDecAttention", "full",           FULL,   DROP,     DROP,     GUARD)],
+    "bart":    [Expected("model.encoder.*.self_attn",       "full",           FULL,   KEEP,     DROP,     GUARD),
+                Expected("model.decoder.*.self_attn",       "causal",         CAUSAL, KEEP,     TRIANGLE, KEEP,  False),
+                Expected("model.decoder.*.encoder_attn",    "full",           FULL,   KEEP,     DROP,     GUARD)],
 }
 # fmt: on
 SITES = {"t5": 6, "bart": 3}
@@ -73,9 +74,16 @@ SPELLING = {"gemma2": "eager"}
 """Gemma 2 caps its scores, which sdpa cannot; the others run with sdpa."""
 
 CAUSAL_MODELS = ("qwen2", "llama", "gpt2", "opt")
-NAMES = [pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in EXPECTED]
-CAUSAL_NAMES = [pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in CAUSAL_MODELS]
-EAGER_NAMES = [pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in ("qwen2", "gpt2", "gemma3", "bert", "t5")]
+
+
+def grouped(*names: str) -> list[Any]:
+    """Parameters of which pytest-xdist runs equal names in one process, which then builds and exports a model once."""
+    return [pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in names]
+
+
+NAMES = grouped(*EXPECTED)
+CAUSAL_NAMES = grouped(*CAUSAL_MODELS)
+EAGER_NAMES = grouped("qwen2", "gpt2", "gemma3", "bert", "t5")
 PADDED = pytest.mark.parametrize("padded", [False, True], ids=["no-mask", "mask"])
 
 
@@ -96,7 +104,9 @@ def check_report(report: attnlower.Report, name: str, *, padded: bool, action: s
     for site in report.sites:
         row = row_of(name, site.module)
         with_padding = padded and row.is_padded
-        kinds = {k for k in row.kinds.split() if not (with_padding and k == "full")} | ({"padding"} if with_padding else set())
+        kinds = set(row.kinds.split())
+        if with_padding:
+            kinds = kinds - {"full"} | {"padding"}
         assert site.kinds == kinds, site
         assert site.verdict == "proved", site
         formula = padded_formula(row.formula) if with_padding else row.formula
@@ -261,6 +271,56 @@ def test_mistral_is_causal_only_below_its_window(zoo: Any, length: int) -> None:
         for mask in zoo.mask_kinds if padded else (None,):
             given = zoo.inputs("mistral", 2, length, mask, seed=5)
             zoo.assert_equal(compiled.call(**given), zoo.run(model, given), f"{length}, {mask}")
+
+
+@pytest.mark.parametrize("name", grouped("qwen2", "mistral"))
+def test_automatic_dynamic_shapes(zoo: Any, name: str) -> None:
+    """torch.compile's default: the first graph is static (and below the window), the next one dynamic."""
+    model = zoo.model(name)
+    compiled = torch.compile(model, backend="attnlower", options={"target": "eager", "strict": True})
+    actions = []
+    for length in (5, 9, 12, 4, 1):
+        for mask in ("ones", "left"):
+            given = zoo.inputs(name, 2, length, mask, seed=17)
+            zoo.assert_equal(zoo.run(compiled, given), zoo.run(model, given), f"{length}, {mask}")
+        actions.append({site.action for site in attnlower.last_report().sites})
+    assert actions[:2] == [{"guarded"}, {"guarded"} if name == "qwen2" else {"keep"}]
+
+
+@pytest.mark.parametrize("longest", [6, 7])
+@pytest.mark.xdist_group("mistral")
+def test_mistral_exported_with_a_bounded_length(zoo: Any, longest: int) -> None:
+    """A length that never exceeds the window: the range is a fact, and the mask is plain causal."""
+    model, given = zoo.model("mistral"), zoo.inputs("mistral", 2, 5)
+    length = torch.export.Dim("length", min=2, max=longest)
+    shapes = {"input_ids": {1: length}, "use_cache": None}
+    program = torch.export.export(model, (), given, dynamic_shapes=shapes, strict=False)
+    lowered = attnlower.lower(program, target="eager")
+    assert [site.action for site in lowered.report.sites] == ["is_causal" if longest == 6 else "keep"] * 2
+    for size in range(2, longest + 1):
+        given = zoo.inputs("mistral", 2, size, seed=18)
+        zoo.assert_equal(zoo.run(lowered.program.module(), given), zoo.run(model, given), str(size))
+
+
+@pytest.mark.xdist_group("bart")
+def test_masks_of_encoder_and_decoder(zoo: Any) -> None:
+    """Two inputs decide: the fast variant runs only when both are all ones."""
+    model = zoo.model("bart")
+
+    def given(encoder: str, decoder: str) -> dict[str, Any]:
+        found = zoo.inputs("bart", 2, 9, encoder, seed=19)
+        return {**found, "decoder_attention_mask": zoo.mask(decoder, 2, 7)}
+
+    compiled = zoo.compile(model, given("ones", "ones"), dynamic=True)
+    for site in compiled.report.sites:
+        in_decoder = site.module.startswith("model.decoder") and site.module.endswith("self_attn")
+        assert site.formula == ("k <= q & decoder_attention_mask[b, k]" if in_decoder else PADDING)
+        assert site.action == "guarded"
+        assert site.conditions == ("decoder_attention_mask.all()" if in_decoder else "attention_mask.all()",)
+    for encoder in zoo.mask_kinds:
+        for decoder in zoo.mask_kinds:
+            now = given(encoder, decoder)
+            zoo.assert_equal(compiled.call(**now), zoo.run(model, now), f"{encoder}, {decoder}")
 
 
 @pytest.mark.parametrize("dtype", ["bool", "int32", "float32"])

@@ -57,7 +57,7 @@ class Probe:
     def __call__(self, gm: fx.GraphModule, example_inputs: list[Any]) -> Any:
         self.analysis = analysis = analyze(gm)
         captured = analysis.captured
-        boundary = {node for node in captured.inputs.values()} if captured is not None else set()
+        boundary = set(captured.inputs.values()) if captured is not None else set()
         masks = {term.node for site in analysis.sites for term in site.call.terms}
 
         def run(*args: Any) -> Any:
