@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from ..patterns.capture import op_name
+from ..patterns.aliasing import op_name
 from ..patterns.conditions import Condition
 from ..patterns.metadata import tensor_of
 from .copying import copy_graph_module

@@ -1,10 +1,10 @@
 """Bring the subgraph that computes a mask into functional ATen form, whatever capture the graph came from.
 
-The ancestors of the mask are copied into a small graph and traced once with make_fx on the graph's own fake tensors, so
-a Dynamo graph of torch functions, an ExportedProgram's graph with composite ops and sub-graphs, and a post-AOT graph are
-all read through one vocabulary. Functionalisation turns in-place writes into values, so an index write into a mask is
-read like any other op. Nodes that write into a tensor the mask depends on (or into an alias of it) belong to its
-ancestors too.
+The ancestors of the mask are copied into a small graph and traced once with make_fx on the graph's own fake tensors,
+so a Dynamo graph of torch functions, an ExportedProgram's graph with composite ops and sub-graphs, and a post-AOT
+graph are all read through one vocabulary. Functionalisation turns in-place writes into values, so an index write into
+a mask is read like any other op. Nodes that write into a tensor the mask depends on (or into an alias of it) belong
+to its ancestors too.
 
 Tracing replays ops that were traced before, so every size question it asks has been asked before and no guard arises.
 Should one arise all the same, the capture is refused and the ShapeEnv stays as it was.
@@ -13,7 +13,6 @@ Should one arise all the same, the capture is refused and the ShapeEnv stays as 
 from __future__ import annotations
 
 import contextlib
-import operator
 import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -29,6 +28,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_leaves
 
 from ..errors import CaptureError
+from .aliasing import op_name, private_writes, writes_into, written_tensors
 from .expr import CellRef
 from .metadata import input_label, tensor_of, value_of
 from .sizes import shape_env_of
@@ -74,8 +74,8 @@ def capture_masks(
 
     Args:
         gm: the graph; it is not changed.
-        uses: the mask nodes, each with the attention calls that read it. A mask means what it holds when it is read; one
-            that is written to between its uses is refused.
+        uses: the mask nodes, each with the attention calls that read it. A mask means what it holds when it is read;
+            one that is written to between its uses is refused.
         constants: tensors known by value, by placeholder or attribute name (an ExportedProgram's lifted constants).
 
     Raises:
@@ -132,7 +132,8 @@ def _closures(
 ) -> tuple[dict[fx.Node, _Closure], dict[fx.Node, str]]:
     """The closure of every mask, and the masks that are refused with the reason."""
     order = {node: position for position, node in enumerate(graph.nodes)}
-    writers = [n for n in order if written_tensors(n)]
+    private = private_writes(graph)
+    writers = [n for n in order if n not in private and written_tensors(n)]
     nesting = [n for n in order if op_name(n) in _NESTING]
     closures: dict[fx.Node, _Closure] = {}
     refused: dict[fx.Node, str] = {}
@@ -144,7 +145,7 @@ def _closures(
         pending: list[fx.Node] = [mask]
         while pending:
             _walk_up(pending, inner, boundary)
-            pending = [w for w in before if w not in inner and _writes_into(w, inner, boundary)]
+            pending = [w for w in before if w not in inner and writes_into(w, inner, boundary)]
             if any(op_name(n) in _BATCHING for n in inner):
                 pending += [n for n in nesting if n not in inner and order[n] < max(positions)]
         late = [w for w in before if w in inner and order[w] > min(positions)]
@@ -199,96 +200,6 @@ def _attribute(node: fx.Node) -> Any:
     return value
 
 
-def op_name(node: fx.Node) -> str:
-    """The bare name of what a node calls: ``add`` for `aten.add.Tensor`, `torch.add`, `operator.add` and `x.add`."""
-    target = node.target
-    if isinstance(target, str):
-        return target
-    if isinstance(target, torch._ops.OpOverload):
-        return str(target.overloadpacket.__name__)
-    return str(getattr(target, "__name__", target))
-
-
-def written_tensors(node: fx.Node) -> list[fx.Node]:
-    """The argument nodes into whose memory a node writes."""
-    if node.op not in ("call_function", "call_method"):
-        return []
-    target = node.target
-    if isinstance(target, torch._ops.OpOverload):
-        return _schema_writes(node, target)
-    name = op_name(node)
-    writes: list[Any] = []
-    in_place_operator = target in _IN_PLACE_OPERATORS
-    # operator.and_ and or_ end in an underscore because `and` is a keyword; they write nothing
-    in_place_name = name.endswith("_") and not name.endswith("__") and getattr(target, "__module__", "") != "_operator"
-    if name == "setitem" or in_place_operator or in_place_name:
-        writes.append(node.args[0] if node.args else None)
-    if name in ("__setitem__", "__iadd__", "__imul__", "__isub__", "__iand__", "__ior__"):
-        writes.append(node.args[0])
-    if node.kwargs.get("inplace") is True:
-        writes.append(node.args[0] if node.args else node.kwargs.get("input"))
-    writes.append(node.kwargs.get("out"))
-    return [w for w in tree_leaves(writes) if isinstance(w, fx.Node)]
-
-
-_IN_PLACE_OPERATORS = frozenset(
-    getattr(operator, name) for name in ("iadd", "isub", "imul", "itruediv", "ifloordiv", "iand", "ior", "ixor", "imod")
-)
-
-
-def _schema_writes(node: fx.Node, target: torch._ops.OpOverload) -> list[fx.Node]:
-    found: list[Any] = []
-    for position, argument in enumerate(target._schema.arguments):
-        if argument.alias_info is not None and argument.alias_info.is_write:
-            found.append(node.args[position] if position < len(node.args) else node.kwargs.get(argument.name))
-    return [w for w in tree_leaves(found) if isinstance(w, fx.Node)]
-
-
-def _writes_into(writer: fx.Node, inner: set[fx.Node], boundary: set[fx.Node]) -> bool:
-    """True if a node writes into a tensor of the closure, directly or through a view."""
-    storages = {s for n in (*inner, *boundary) if (s := _storage(n)) is not None}
-    for written in written_tensors(writer):
-        if written in inner or written in boundary or _storage(written) in storages:
-            return True
-        if any(base in inner or base in boundary for base in _view_bases(written)):
-            return True
-    return False
-
-
-def _storage(node: fx.Node) -> int | None:
-    tensor = tensor_of(node)
-    if tensor is None or tensor.layout is not torch.strided:
-        return None
-    try:
-        return int(tensor.untyped_storage()._cdata)
-    except (NotImplementedError, RuntimeError):
-        return None
-
-
-def _view_bases(node: fx.Node) -> Iterator[fx.Node]:
-    """The chain of tensors that a value may be a view of."""
-    current: fx.Node | None = node
-    seen: set[fx.Node] = set()
-    while current is not None and current not in seen and current.op in ("call_function", "call_method"):
-        seen.add(current)
-        yield current
-        if isinstance(current.target, torch._ops.OpOverload):
-            views = any(r.alias_info is not None for r in current.target._schema.returns)
-        else:
-            views = op_name(current) in _VIEW_NAMES or bool(written_tensors(current))
-        bases = [n for n in current.all_input_nodes if tensor_of(n) is not None]
-        current = bases[0] if views and bases else None
-    if current is not None:
-        yield current
-
-
-_VIEW_NAMES = frozenset(
-    {"getitem", "view", "reshape", "expand", "expand_as", "unsqueeze", "squeeze", "transpose", "permute", "narrow", "t"}
-    | {"select", "chunk", "split", "unbind", "detach", "contiguous", "to", "flatten", "movedim", "swapaxes", "view_as"}
-    | {"diagonal", "unfold", "as_strided", "type", "float", "bool", "long", "int", "mT", "T"}
-)
-
-
 # --- tracing --------------------------------------------------------------------------------------------------
 
 
@@ -297,10 +208,12 @@ def _copy_subgraph(
 ) -> fx.GraphModule:
     graph = fx.Graph()
     env: dict[fx.Node, fx.Node] = {}
+    private = private_writes(gm.graph)
     for position, node in enumerate(boundary):
         env[node] = graph.placeholder(f"boundary_{position}_{node.name}")
     for node in inner:
         env[node] = graph.node_copy(node, env.__getitem__)
+        env[node].target = private.get(node, node.target)
     graph.output(tuple(env[m] for m in masks))
     return fx.GraphModule(gm, graph)
 
@@ -358,7 +271,7 @@ def _mode_of(sub: fx.GraphModule) -> Any:
 
 @contextlib.contextmanager
 def _set_up(fake_mode: Any) -> Iterator[None]:
-    """Allow real inputs, and do without the cache: it asks sizes questions of its own, for which it suppresses guards."""
+    """Allow real inputs, and do without the cache, which asks questions about sizes of its own."""
     before = fake_mode.allow_non_fake_inputs, fake_mode.cache_enabled
     fake_mode.allow_non_fake_inputs, fake_mode.cache_enabled = True, False
     try:

@@ -1,4 +1,4 @@
-"""Evaluate expressions on whole tensors of coordinates: rebuild a mask from its formula, or check one by brute force."""
+"""Evaluate expressions on tensors of coordinates: rebuild a mask from its formula, or check one by brute force."""
 
 from __future__ import annotations
 

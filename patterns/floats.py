@@ -364,14 +364,14 @@ def rebuild_float(expr: Expr, args: tuple[Expr, ...]) -> Expr:
 
 __all__ = [
     "EXACT_LIMIT",
-    "magnitude",
-    "math_dtype",
     "and_",
     "arithmetic",
     "bool_to_int",
     "cast_float",
     "compare",
     "dtype_name",
+    "magnitude",
+    "math_dtype",
     "rebuild_float",
     "rounded",
     "to_bool",

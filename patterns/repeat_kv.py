@@ -5,8 +5,8 @@ Two forms put `groups` copies of each head side by side, so that query head h me
     base (B, G, S, D) -> unsqueeze (B, G, 1, S, D) -> expand (B, G, r, S, D) -> reshape (B, G*r, S, D)
     base (B, G, S, D) -> repeat_interleave(r, dim=1)
 
-In the first, row-major order makes head g*r + j of the result a copy of head g. Near misses: `repeat` and an expansion in
-front of the heads (head h meets h % G), copies along another axis, an index that picks elements on the way.
+In the first, row-major order makes head g*r + j of the result a copy of head g. Near misses: `repeat` and an expansion
+in front of the heads (head h meets h % G), copies along another axis, an index that picks elements on the way.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 from torch import fx
 
 from . import build
-from .capture import op_name
+from .aliasing import op_name
 from .expr import Expr
 from .metadata import tensor_of
 from .reader import wrap_dim

@@ -7,8 +7,7 @@ import operator
 import torch
 from torch import fx
 
-from ...patterns.capture import op_name, written_tensors
-from ...patterns.metadata import tensor_of
+from ...patterns.aliasing import memory_of, op_name, written_tensors
 
 _LARGEST_REGION = 64
 
@@ -78,17 +77,6 @@ def _is_erasable(node: fx.Node) -> bool:
     return aten and not _is_attention(op_name(node)) and _is_pure(node)
 
 
-def memory_of(node: fx.Node) -> int | None:
-    """A number that stands for the memory behind a tensor, the same for all its views; None if it is not recorded."""
-    tensor = tensor_of(node)
-    if tensor is None or tensor.layout is not torch.strided:
-        return None
-    try:
-        return int(tensor.untyped_storage()._cdata)
-    except (NotImplementedError, RuntimeError):
-        return None
-
-
 def _is_pure(node: fx.Node) -> bool:
     """True if a node draws no random number, checks nothing, and writes at most into its own arguments."""
     if node.op == "get_attr":
@@ -129,5 +117,3 @@ _SIDE_EFFECTS = frozenset(
     | {"_log_api_usage_once", "_enter_autocast", "_exit_autocast", "_saved_tensors_hooks_disable", "setitem"}
     | {"all_reduce", "wait_tensor"}
 )
-
-__all__ = ["erase_if_dead", "memory_of"]

@@ -1,10 +1,10 @@
 """Fold repeated key and value heads into grouped-query attention.
 
-Law: if head h of key and value is head h // r of tensors with r times fewer heads, attention over the repeated tensors is
-grouped-query attention over the originals (query head h uses key head h // (Hq / Hkv)); the copies need not be made.
+Law: if head h of key and value is head h // r of tensors with r times fewer heads, attention over the repeated tensors
+is grouped-query attention over the originals (query head h uses key head h // (Hq / Hkv)); the copies need not be made.
 
-Only where no mask tensor is left and the fused kernels take grouped heads: on CPUs, and on GPUs in float16 and bfloat16.
-With a mask, or in float32 on a GPU, PyTorch would leave its fused kernels for plain arithmetic.
+Only where no mask tensor is left and the fused kernels take grouped heads: on CPUs, and on GPUs in float16 and
+bfloat16. With a mask, or in float32 on a GPU, PyTorch would leave its fused kernels for plain arithmetic.
 """
 
 from __future__ import annotations

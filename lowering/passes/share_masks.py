@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import fx
 
-from ...patterns.capture import written_tensors
+from ...patterns.aliasing import memory_of, written_tensors
 from ...patterns.metadata import tensor_of
 from ...patterns.sizes import shape_of
 from ..result import PassResult, Refusal
 from .base import PassContext, Site, for_each_site, refuse
-from .erasing import erase_if_dead, memory_of
+from .erasing import erase_if_dead
 
 
 class ShareMasks:

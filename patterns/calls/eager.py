@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import fx
 
-from ..capture import op_name, written_tensors
+from ..aliasing import op_name, written_tensors
 from ..metadata import tensor_of, value_of
 from ..predicate import is_blocked
 from ..sizes import shape_of
@@ -61,7 +61,7 @@ def match_eager(node: fx.Node) -> AttentionCall | NearMiss | None:
 
 
 def _written_amid(node: fx.Node, scores: _Scores) -> fx.Node | None:
-    """A write between the two matmuls that is no step from one to the other: it may change a mask, the scores, a key."""
+    """A write between the two matmuls that is no step from one to the other: it may change a mask or the scores."""
     current = node.prev
     while current is not scores.product and current.op != "root":
         if current not in scores.steps and written_tensors(current):

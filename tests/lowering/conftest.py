@@ -22,7 +22,7 @@ from attnlower.lowering.exported import lifted_constants, size_ranges, with_grap
 from attnlower.lowering.pipeline import PIPELINE, Variant, build_variant
 from attnlower.lowering.targets import TARGETS, Target
 from attnlower.patterns import Analysis, analyze
-from attnlower.patterns.capture import op_name
+from attnlower.patterns.aliasing import op_name
 from attnlower.patterns.conditions import parse_conditions
 from attnlower.patterns.metadata import tensor_of
 from attnlower.patterns.sizes import shape_of

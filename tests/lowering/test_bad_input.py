@@ -293,6 +293,20 @@ class TestUnusualShapes:
         assert done.run(*args).shape == (2, 3, 8, 16)
         same(done.run(*args), Broadcasts()(*args))
 
+    @pytest.mark.xfail(reason="patterns: reading a mask of higher rank than the scores raises ValueError")
+    def test_a_mask_of_higher_rank_than_the_scores(
+        self, capture: str, masks: Any, lowered: Any, exported: Any, same: Any
+    ) -> None:
+        class Raises(torch.nn.Module):
+            def forward(self, x: torch.Tensor) -> torch.Tensor:
+                mask = torch.zeros(2, 1, 8, 8).masked_fill(~masks.causal(x), float("-inf"))
+                return torch.matmul(torch.softmax(torch.matmul(x, x.transpose(1, 2)) + mask, -1), x)
+
+        x = torch.randn(3, 8, 16)
+        done = lowered(Raises(), (x,), capture, dynamic=False)
+        assert done.actions in ([], ["keep"])
+        same(done.run(x), Raises()(x))
+
     @pytest.mark.parametrize("lead", [(), (2,), (2, 3), (2, 2, 3)], ids=["rank 2", "rank 3", "rank 4", "rank 5"])
     def test_ranks(self, lead: tuple[int, ...], capture: str, lowered: Any, same: Any) -> None:
         class Attends(torch.nn.Module):

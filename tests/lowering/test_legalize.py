@@ -149,6 +149,18 @@ def test_what_the_target_does_not_declare_is_an_error(
     assert "node 'attention'" in str(raised.value)
 
 
+@pytest.mark.xfail(reason="patterns: is_canonical takes an OpOverload only, Dynamo records the packet")
+def test_a_canonical_call_in_a_dynamo_graph(inputs: Any, lowered: Any, same: Any) -> None:
+    class Canonical(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.ops.attnlower.attention(x, x, x, mask=window(x))
+
+    x = inputs()
+    done = lowered(Canonical(), (x,), "dynamo")
+    assert [s.formula for s in done.report.sites] == ["k <= q & k > q - 3"]
+    same(done.run(x), Canonical()(x))
+
+
 def test_a_target_of_ones_own(masks: SimpleNamespace, models: SimpleNamespace, inputs: Any, exported: Any) -> None:
     """A target is given the canonical call with everything that was proved."""
     seen: list[dict[str, Any]] = []

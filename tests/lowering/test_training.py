@@ -167,3 +167,6 @@ def test_gradient_checkpointing(models: Any, masks: Any, inputs: Any, same: Any)
     compiled = torch.compile(model, backend="attnlower", options={"target": "eager", "strict": True})
     for mask in (ONES, HOLES):
         check(model, compiled, (torch.randn(2, 8, 32), mask), same)
+    report = attnlower.last_report()
+    if not report.sites and not report.near_misses:
+        pytest.xfail("patterns: attention in a checkpointed function is neither read nor mentioned")

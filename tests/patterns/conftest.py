@@ -198,9 +198,7 @@ class SelfAttend(Attend):
     """Attention of x to itself, so that the numbers of queries and keys are one size."""
 
     def forward(self, x: torch.Tensor, *data: torch.Tensor) -> tuple[torch.Tensor, ...]:  # type: ignore[override]
-        return tuple(
-            F.scaled_dot_product_attention(x, x, x, attn_mask=mask(x, *data)) for mask in self.masks.values()
-        )
+        return tuple(F.scaled_dot_product_attention(x, x, x, attn_mask=mask(x, *data)) for mask in self.masks.values())
 
 
 @dataclass

@@ -448,17 +448,41 @@ NEAR = [
     ("wrong-axis", lambda q, k, v, m: torch.softmax(product(q, k), dim=-2) @ v, "last axis"),
     ("head-axis", lambda q, k, v, m: torch.softmax(product(q, k), dim=1) @ v, "last axis"),
     ("key-not-transposed", lambda q, k, v, m: torch.softmax(q @ k[:, :, :4], -1) @ v[:, :, :4], "not a transpose"),
-    ("wrong-axes", lambda q, k, v, m: torch.softmax(q @ k[:, :, :4].transpose(1, 2).transpose(1, 2), -1) @ v[:, :, :4], "not a transpose"),
-    ("wrong-permutation", lambda q, k, v, m: torch.softmax(q @ k[:, :, :3].permute(0, 2, 3, 1), -1) @ v[:, :, :3], "not a transpose"),
+    (
+        "wrong-axes",
+        lambda q, k, v, m: torch.softmax(q @ k[:, :, :4].transpose(1, 2).transpose(1, 2), -1) @ v[:, :, :4],
+        "not a transpose",
+    ),
+    (
+        "wrong-permutation",
+        lambda q, k, v, m: torch.softmax(q @ k[:, :, :3].permute(0, 2, 3, 1), -1) @ v[:, :, :3],
+        "not a transpose",
+    ),
     ("scale-after-mask", lambda q, k, v, m: torch.softmax((product(q, k) + m) * 0.5, -1) @ v, "scales the mask"),
-    ("scale-after-fill", lambda q, k, v, m: torch.softmax(product(q, k).masked_fill(m > 0, -INF) * 0.5, -1) @ v, "after the fill"),
-    ("scale-after-where", lambda q, k, v, m: torch.softmax(torch.where(m > 0, product(q, k), -INF) / 2, -1) @ v, "after the choice"),
+    (
+        "scale-after-fill",
+        lambda q, k, v, m: torch.softmax(product(q, k).masked_fill(m > 0, -INF) * 0.5, -1) @ v,
+        "after the fill",
+    ),
+    (
+        "scale-after-where",
+        lambda q, k, v, m: torch.softmax(torch.where(m > 0, product(q, k), -INF) / 2, -1) @ v,
+        "after the choice",
+    ),
     ("scale-is-a-tensor", lambda q, k, v, m: torch.softmax(product(q, k) * m, -1) @ v, "scaled by a tensor"),
     ("other-op", lambda q, k, v, m: torch.softmax(torch.relu(product(q, k)), -1) @ v, "stands between"),
     ("subtraction", lambda q, k, v, m: torch.softmax(product(q, k) - m, -1) @ v, "stands between"),
     ("no-product", lambda q, k, v, m: torch.softmax(m.expand(2, 3, 5, 5), -1) @ v, ""),
-    ("rounded-division", lambda q, k, v, m: torch.softmax(torch.div(product(q, k), 2, rounding_mode="floor"), -1) @ v, "more arguments"),
-    ("scaled-addition", lambda q, k, v, m: torch.softmax(torch.add(product(q, k), m, alpha=2), -1) @ v, "more arguments"),
+    (
+        "rounded-division",
+        lambda q, k, v, m: torch.softmax(torch.div(product(q, k), 2, rounding_mode="floor"), -1) @ v,
+        "more arguments",
+    ),
+    (
+        "scaled-addition",
+        lambda q, k, v, m: torch.softmax(torch.add(product(q, k), m, alpha=2), -1) @ v,
+        "more arguments",
+    ),
     ("number-over-scores", lambda q, k, v, m: torch.softmax(2.0 / product(q, k), -1) @ v, ""),
     ("fill-zero", lambda q, k, v, m: torch.softmax(product(q, k).masked_fill(m > 0, 0.0), -1) @ v, "does not block"),
     ("fill-1e4", lambda q, k, v, m: torch.softmax(product(q, k).masked_fill(m > 0, -1e4), -1) @ v, "does not block"),
@@ -466,7 +490,11 @@ NEAR = [
     ("fill-inf", lambda q, k, v, m: torch.softmax(product(q, k).masked_fill(m > 0, INF), -1) @ v, "does not block"),
     ("where-zero", lambda q, k, v, m: torch.softmax(torch.where(m > 0, product(q, k), 0.0), -1) @ v, "does not block"),
     ("where-1e4", lambda q, k, v, m: torch.softmax(torch.where(m > 0, -1e4, product(q, k)), -1) @ v, "does not block"),
-    ("where-two-scores", lambda q, k, v, m: torch.softmax(torch.where(m > 0, product(q, k), product(k, q)), -1) @ v, "no choice"),
+    (
+        "where-two-scores",
+        lambda q, k, v, m: torch.softmax(torch.where(m > 0, product(q, k), product(k, q)), -1) @ v,
+        "no choice",
+    ),
 ]
 
 
@@ -486,7 +514,7 @@ def test_shapes_that_attention_does_not_have(how: str) -> None:
 
     calls, misses = found(broadcast, Q, K, V, how=how)
     assert calls == []
-    assert any("batch and head axes" in m.reason for m in misses) 
+    assert any("batch and head axes" in m.reason for m in misses)
 
     def flat(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         return torch.softmax(torch.matmul(q[0, 0], k[0, 0].t()), -1) @ v[0, 0]

@@ -15,7 +15,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from attnlower.errors import CaptureError
 from attnlower.patterns import Analysis, Proved, analyze, find_attention
-from attnlower.patterns.capture import capture_masks, op_name, written_tensors
+from attnlower.patterns.aliasing import op_name, written_tensors
+from attnlower.patterns.capture import capture_masks
 from attnlower.patterns.metadata import input_label, value_of
 from attnlower.patterns.sizes import shape_env_of
 
@@ -285,7 +286,17 @@ def by_index_put(x: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize(
     "fn",
-    [before_write, through_view, through_base, through_view_of_view, through_expand, by_out, by_operator, by_copy, by_index_put],
+    [
+        before_write,
+        through_view,
+        through_base,
+        through_view_of_view,
+        through_expand,
+        by_out,
+        by_operator,
+        by_copy,
+        by_index_put,
+    ],
 )
 def test_a_write_before_the_use_is_seen(fn: Callable[..., Any]) -> None:
     _, analysis = dynamo(fn, X)

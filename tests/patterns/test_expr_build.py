@@ -33,12 +33,19 @@ BYTE = CellRef("byte", "byte", torch.uint8, True)
             [build.lt(build.sub(Q, N(6)), K), build.lt(build.sub(Q, K), N(6)), build.le(build.sub(Q, K), N(5))],
             id="k>q-6",
         ),
-        pytest.param([build.eq(Q, K), build.eq(K, Q), build.eq0(build.sub(K, Q)), build.not_(build.not_(build.eq(Q, K)))], id="q==k"),
+        pytest.param(
+            [build.eq(Q, K), build.eq(K, Q), build.eq0(build.sub(K, Q)), build.not_(build.not_(build.eq(Q, K)))],
+            id="q==k",
+        ),
         pytest.param([build.le(build.scaled(K, 3), N(7)), build.le(K, N(2)), build.lt(K, N(3))], id="3k<=7"),
-        pytest.param([build.add(Q, Q), build.scaled(Q, 2), build.mul(N(2), Q), build.sub(build.scaled(Q, 3), Q)], id="2q"),
+        pytest.param(
+            [build.add(Q, Q), build.scaled(Q, 2), build.mul(N(2), Q), build.sub(build.scaled(Q, 3), Q)], id="2q"
+        ),
         pytest.param([build.sub(Q, Q), N(0), build.mul(Q, N(0))], id="zero"),
         pytest.param([build.mul(Q, K), build.mul(K, Q)], id="q*k"),
-        pytest.param([build.and_(build.le(K, Q), build.eq(B, Q)), build.and_(build.eq(B, Q), build.le(K, Q))], id="and"),
+        pytest.param(
+            [build.and_(build.le(K, Q), build.eq(B, Q)), build.and_(build.eq(B, Q), build.le(K, Q))], id="and"
+        ),
         pytest.param([build.floordiv(build.add(build.scaled(Q, 4), N(9)), N(4)), build.add(Q, N(2))], id="(4q+9)//4"),
         pytest.param([build.mod(build.add(build.scaled(Q, 4), N(9)), N(4)), N(1)], id="(4q+9)%4"),
     ],
@@ -304,9 +311,7 @@ def test_division_of_negative_numbers_rounds_down(tree: Tree, numbers: list[int]
 # --- facts ----------------------------------------------------------------------------------------------------
 
 FACTS = Facts({"s0": (1, 6)}, {"q": S, "k": build.add(S, N(1))})
-IN_RANGE = [
-    {"q": q, "k": k, "s0": s} for s in range(1, 7) for q in range(s) for k in range(s + 1) if q < 8 and k < 8
-]
+IN_RANGE = [{"q": q, "k": k, "s0": s} for s in range(1, 7) for q in range(s) for k in range(s + 1) if q < 8 and k < 8]
 RANGED = {name: torch.tensor([p[name] for p in IN_RANGE]) for name in VARIABLES}
 
 

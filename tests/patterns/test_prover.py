@@ -71,7 +71,11 @@ def points(facts: Facts, sizes: dict[str, int]) -> Iterator[dict[str, int]]:
         (CAUSAL, Causal(Alignment.LOWER_RIGHT), SQUARE),
         (build.le(K, build.add(Q, N(7))), Causal(offset=N(7)), OBLONG),
         (build.and_(CAUSAL, build.lt(build.sub(Q, N(6)), K)), SlidingWindow(N(5), N(0)), SQUARE),
-        (build.and_(build.le(K, build.add(Q, N(2))), build.le(build.sub(Q, K), N(2))), SlidingWindow(N(2), N(2)), SQUARE),
+        (
+            build.and_(build.le(K, build.add(Q, N(2))), build.le(build.sub(Q, K), N(2))),
+            SlidingWindow(N(2), N(2)),
+            SQUARE,
+        ),
         (build.le(build.maximum(build.sub(K, Q), N(0)), N(0)), Causal(), SQUARE),
         (build.eq(build.minimum(K, Q), K), Causal(), SQUARE),
         (build.le(build.floordiv(build.scaled(K, 2), N(2)), Q), Causal(), SQUARE),
@@ -123,7 +127,7 @@ def test_a_witness_names_the_inputs_it_needs() -> None:
     verdict = Prover().prove(mask(allowed), Causal())
     assert isinstance(verdict, Refuted)
     witness = dict(verdict.witness)
-    (name, value), = [(n, v) for n, v in witness.items() if "[" in n]
+    ((name, value),) = [(n, v) for n, v in witness.items() if "[" in n]
     assert name == f"attention_mask[{witness['b']}, {witness['k']}]"
     assert value == 0
     assert witness["k"] <= witness["q"]
@@ -295,7 +299,9 @@ TEMPLATES: list[Callable[[], Any]] = [
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.lists(st.lists(TERMS, min_size=1, max_size=3), min_size=1, max_size=2), st.booleans(), st.sampled_from(TEMPLATES))
+@given(
+    st.lists(st.lists(TERMS, min_size=1, max_size=3), min_size=1, max_size=2), st.booleans(), st.sampled_from(TEMPLATES)
+)
 def test_random_masks(parts: list[list[tuple[str, int]]], square: bool, make: Callable[[], Any]) -> None:
     facts = Facts(OBLONG.ranges, {"q": S, "k": S if square else T})
     allowed = build.or_(*(build.and_(*(term(*t) for t in conjunction)) for conjunction in parts))

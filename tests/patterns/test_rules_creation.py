@@ -13,7 +13,16 @@ from attnlower.patterns.expr import Op, walk
 
 X = torch.zeros(3, 5)
 OTHERS = [(torch.zeros(1, 1),), (torch.zeros(4, 2),), (torch.zeros(6, 7),)]
-DTYPES = [torch.bool, torch.int64, torch.int32, torch.uint8, torch.float64, torch.float32, torch.float16, torch.bfloat16]
+DTYPES = [
+    torch.bool,
+    torch.int64,
+    torch.int32,
+    torch.uint8,
+    torch.float64,
+    torch.float32,
+    torch.float16,
+    torch.bfloat16,
+]
 Check = Callable[..., Any]
 
 
@@ -91,7 +100,12 @@ def test_full(check_read: Check, dtype: torch.dtype, value: Any) -> None:
 def test_zeros_ones_and_their_relatives(check_read: Check, dtype: torch.dtype) -> None:
     def fn(x: torch.Tensor) -> torch.Tensor:
         some = [torch.ones(2, 3, dtype=dtype), torch.zeros(2, 3, dtype=dtype)]
-        some += [torch.ones_like(some[0]), torch.zeros_like(some[0]), x.new_ones(2, 3).to(dtype), x.new_zeros(2, 3).to(dtype)]
+        some += [
+            torch.ones_like(some[0]),
+            torch.zeros_like(some[0]),
+            x.new_ones(2, 3).to(dtype),
+            x.new_zeros(2, 3).to(dtype),
+        ]
         return torch.stack([*some, torch.scalar_tensor(1, dtype=dtype).expand(2, 3)])
 
     check_read(fn, X, dynamic=False)

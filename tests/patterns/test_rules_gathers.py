@@ -38,7 +38,9 @@ Check = Callable[..., Any]
         pytest.param(lambda x, i, j, g, e: x[i.to(torch.int32)], id="int32"),
         pytest.param(lambda x, i, j, g, e: x[torch.arange(3)[:, None], j], id="positions"),
         pytest.param(lambda x, i, j, g, e: x[torch.arange(3), torch.arange(3) + 1], id="diagonal"),
-        pytest.param(lambda x, i, j, g, e: x[(torch.arange(x.shape[0])[:, None], torch.arange(x.shape[1]))], id="every"),
+        pytest.param(
+            lambda x, i, j, g, e: x[(torch.arange(x.shape[0])[:, None], torch.arange(x.shape[1]))], id="every"
+        ),
         pytest.param(lambda x, i, j, g, e: x[x.shape[0] - 1 - torch.arange(2)], id="from-the-end"),
         pytest.param(lambda x, i, j, g, e: x[-torch.arange(1, 4)], id="negative-positions"),
         pytest.param(lambda x, i, j, g, e: x.index_select(1, i.abs()), id="index-select"),

@@ -355,7 +355,16 @@ def test_unread_operands_keep_their_name(check_opaque: Check) -> None:
 
 # --- random programs ------------------------------------------------------------------------------------------
 
-DTYPES = [torch.bool, torch.uint8, torch.int32, torch.int64, torch.float32, torch.float64, torch.float16, torch.bfloat16]
+DTYPES = [
+    torch.bool,
+    torch.uint8,
+    torch.int32,
+    torch.int64,
+    torch.float32,
+    torch.float64,
+    torch.float16,
+    torch.bfloat16,
+]
 UNARY = ["neg", "not", "abs", "to", "plus", "minus", "times", "rminus", "clamp", "floordiv", "mod", "div", "round"]
 BINARY = ["add", "sub", "mul", "lt", "le", "eq", "ne", "and", "or", "xor", "where", "fill", "min", "max"]
 

@@ -14,7 +14,11 @@ from hypothesis import strategies as st
 from attnlower.errors import CaptureError
 
 X = torch.arange(3 * 4 * 5).reshape(3, 4, 5) * 7 % 31 - 9
-OTHERS = [(torch.arange(8).reshape(2, 2, 2),), (torch.arange(6 * 3 * 7).reshape(6, 3, 7),), (torch.ones(1, 1, 1).long(),)]
+OTHERS = [
+    (torch.arange(8).reshape(2, 2, 2),),
+    (torch.arange(6 * 3 * 7).reshape(6, 3, 7),),
+    (torch.ones(1, 1, 1).long(),),
+]
 Check = Callable[..., Any]
 
 
@@ -187,7 +191,9 @@ def set_at(index: Any, value: Any) -> Callable[[torch.Tensor], torch.Tensor]:
         pytest.param(written(lambda m: m.view(-1)[3:6].fill_(8)), id="through-reshape"),
         pytest.param(written(lambda m: m.__setitem__(m > 3, 0)), id="boolean-mask"),
         pytest.param(written(lambda m: m.__setitem__(m[:, 0] > 0, 0)), id="boolean-rows"),
-        pytest.param(written(lambda m: m.index_put_((torch.tensor(1), torch.tensor(-1)), torch.tensor(9))), id="index-put"),
+        pytest.param(
+            written(lambda m: m.index_put_((torch.tensor(1), torch.tensor(-1)), torch.tensor(9))), id="index-put"
+        ),
         pytest.param(written(lambda m: (m[:, 1].fill_(3), m[:, 2].fill_(4), m[1].add_(1))), id="several"),
     ],
 )

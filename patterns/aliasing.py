@@ -1,0 +1,143 @@
+"""Who writes into whose memory: what a mask means depends on every write into it and into its views.
+
+Everything is read from schemas, names and recorded storages; where these say nothing, a write is assumed.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import fx
+from torch.utils._pytree import tree_leaves
+
+from .metadata import tensor_of
+
+
+def op_name(node: fx.Node) -> str:
+    """The bare name of what a node calls: ``add`` for `aten.add.Tensor`, `torch.add`, `operator.add` and `x.add`."""
+    target = node.target
+    if isinstance(target, str):
+        return target
+    if isinstance(target, torch._ops.OpOverload):
+        return str(target.overloadpacket.__name__)
+    return str(getattr(target, "__name__", target))
+
+
+def written_tensors(node: fx.Node) -> list[fx.Node]:
+    """The argument nodes into whose memory a node writes."""
+    if node.op not in ("call_function", "call_method"):
+        return []
+    target = node.target
+    if isinstance(target, torch._ops.OpOverload):
+        return _schema_writes(node, target)
+    name = op_name(node)
+    writes: list[Any] = []
+    in_place_operator = target in _PURE_OPERATORS
+    # operator.and_ and or_ end in an underscore because `and` is a keyword; they write nothing
+    in_place_name = name.endswith("_") and not name.endswith("__") and getattr(target, "__module__", "") != "_operator"
+    if name == "setitem" or in_place_operator or in_place_name:
+        writes.append(node.args[0] if node.args else None)
+    if name in ("__setitem__", "__iadd__", "__imul__", "__isub__", "__iand__", "__ior__"):
+        writes.append(node.args[0])
+    if node.kwargs.get("inplace") is True:
+        writes.append(node.args[0] if node.args else node.kwargs.get("input"))
+    writes.append(node.kwargs.get("out"))
+    return [w for w in tree_leaves(writes) if isinstance(w, fx.Node)]
+
+
+_PURE_OPERATORS: dict[Any, Any] = {
+    operator.iadd: operator.add,
+    operator.isub: operator.sub,
+    operator.imul: operator.mul,
+    operator.itruediv: operator.truediv,
+    operator.ifloordiv: operator.floordiv,
+    operator.imod: operator.mod,
+    operator.iand: operator.and_,
+    operator.ior: operator.or_,
+    operator.ixor: operator.xor,
+}
+"""In-place operators and what they are without the write."""
+
+
+def private_writes(graph: fx.Graph) -> dict[fx.Node, Any]:
+    """In-place operators whose write nobody can see, each with the operator that gives the same value without it.
+
+    `x += y` is `x + y` if x was made for it: nothing else uses x or shares its memory, and the dtype stays.
+    """
+    candidates = [n for n in graph.nodes if n.op == "call_function" and n.target in _PURE_OPERATORS]
+    if not candidates:
+        return {}
+    sharing = Counter(memory for n in graph.nodes if (memory := memory_of(n)) is not None)
+    return {n: _PURE_OPERATORS[n.target] for n in candidates if _writes_privately(n, sharing)}
+
+
+def _writes_privately(node: fx.Node, sharing: Mapping[int, int]) -> bool:
+    written, other = node.args
+    if not isinstance(written, fx.Node) or written.op not in ("call_function", "call_method"):
+        return False
+    before, after, memory = tensor_of(written), tensor_of(node), memory_of(written)
+    if before is None or after is None or memory is None or len(written.users) != 1:
+        return False
+    # the value and the result of the operator itself are the only two that may share the memory
+    shared = sharing[memory] - (1 if memory_of(node) == memory else 0)
+    operand = tensor_of(other)
+    same_dtype = operand.dtype == before.dtype if operand is not None else isinstance(other, int)
+    return shared == 1 and before.dtype == after.dtype and before.dtype.is_floating_point is False and same_dtype
+
+
+def _schema_writes(node: fx.Node, target: torch._ops.OpOverload) -> list[fx.Node]:
+    found: list[Any] = []
+    for position, argument in enumerate(target._schema.arguments):
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            found.append(node.args[position] if position < len(node.args) else node.kwargs.get(argument.name))
+    return [w for w in tree_leaves(found) if isinstance(w, fx.Node)]
+
+
+def writes_into(writer: fx.Node, inner: set[fx.Node], boundary: set[fx.Node]) -> bool:
+    """True if a node writes into a tensor of the closure, directly or through a view."""
+    storages = {s for n in (*inner, *boundary) if (s := memory_of(n)) is not None}
+    for written in written_tensors(writer):
+        if written in inner or written in boundary or memory_of(written) in storages:
+            return True
+        if any(base in inner or base in boundary for base in _view_bases(written)):
+            return True
+    return False
+
+
+def memory_of(node: fx.Node) -> int | None:
+    """A number that stands for the memory behind a tensor, the same for all its views; None if it is not recorded."""
+    tensor = tensor_of(node)
+    if tensor is None or tensor.layout is not torch.strided:
+        return None
+    try:
+        return int(tensor.untyped_storage()._cdata)
+    except (NotImplementedError, RuntimeError):
+        return None
+
+
+def _view_bases(node: fx.Node) -> Iterator[fx.Node]:
+    """The chain of tensors that a value may be a view of."""
+    current: fx.Node | None = node
+    seen: set[fx.Node] = set()
+    while current is not None and current not in seen and current.op in ("call_function", "call_method"):
+        seen.add(current)
+        yield current
+        if isinstance(current.target, torch._ops.OpOverload):
+            views = any(r.alias_info is not None for r in current.target._schema.returns)
+        else:
+            views = op_name(current) in _VIEW_NAMES or bool(written_tensors(current))
+        bases = [n for n in current.all_input_nodes if tensor_of(n) is not None]
+        current = bases[0] if views and bases else None
+    if current is not None:
+        yield current
+
+
+_VIEW_NAMES = frozenset(
+    {"getitem", "view", "reshape", "expand", "expand_as", "unsqueeze", "squeeze", "transpose", "permute", "narrow", "t"}
+    | {"select", "chunk", "split", "unbind", "detach", "contiguous", "to", "flatten", "movedim", "swapaxes", "view_as"}
+    | {"diagonal", "unfold", "as_strided", "type", "float", "bool", "long", "int", "mT", "T"}
+)
