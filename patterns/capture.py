@@ -13,6 +13,9 @@ Should one arise all the same, the capture is refused and the ShapeEnv stays as 
 from __future__ import annotations
 
 import contextlib
+import functools
+import inspect
+import math
 import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -82,13 +85,34 @@ def capture_masks(
         CaptureError: if a value is not recorded, the trace fails, or it would need a guard on a size.
     """
     closures, refused = _closures(gm.graph, uses)
+    try:
+        return _captured(gm, uses, closures, refused, constants or {})
+    except CaptureError:
+        if len(closures) < 2:
+            raise
+    for mask, closure in list(closures.items()):
+        try:  # one mask that cannot be captured must not keep the others from it
+            _captured(gm, uses, {mask: closure}, {}, constants or {})
+        except CaptureError as error:
+            refused[mask] = str(error)
+            del closures[mask]
+    return _captured(gm, uses, closures, refused, constants or {})
+
+
+def _captured(
+    gm: fx.GraphModule,
+    uses: Mapping[fx.Node, Sequence[fx.Node]],
+    closures: Mapping[fx.Node, _Closure],
+    refused: Mapping[fx.Node, str],
+    constants: Mapping[str, torch.Tensor],
+) -> CapturedMasks:
     masks = list(closures)
     inner, boundary, mutates = _union(gm.graph, list(closures.values()))
-    sub = _copy_subgraph(gm, masks, inner, boundary)
+    sub = _copy_subgraph(gm, {mask: uses[mask] for mask in masks}, inner, boundary, snapshots=mutates)
     values = [_boundary_value(gm, node) for node in boundary]
     traced = _trace(sub, values, functionalize=mutates)
     placeholders = [n for n in traced.graph.nodes if n.op == "placeholder"]
-    known = _known_constants(gm, boundary, placeholders, constants or {})
+    known = _known_constants(gm, boundary, placeholders, constants)
     results = tree_leaves(next(n for n in traced.graph.nodes if n.op == "output").args)
     if len(results) != len(masks) or len(placeholders) != len(boundary):
         raise CaptureError("the trace of the masks has other inputs or outputs than the graph; please report this")
@@ -204,17 +228,38 @@ def _attribute(node: fx.Node) -> Any:
 
 
 def _copy_subgraph(
-    gm: fx.GraphModule, masks: Sequence[fx.Node], inner: Sequence[fx.Node], boundary: Sequence[fx.Node]
+    gm: fx.GraphModule,
+    uses: Mapping[fx.Node, Sequence[fx.Node]],
+    inner: Sequence[fx.Node],
+    boundary: Sequence[fx.Node],
+    *,
+    snapshots: bool,
 ) -> fx.GraphModule:
+    """The nodes as a graph of their own that returns the masks.
+
+    With `snapshots` each mask is cloned where it is first used: a later write, on which only another mask depends, may
+    go into the same memory.
+    """
     graph = fx.Graph()
     env: dict[fx.Node, fx.Node] = {}
+    order = {node: position for position, node in enumerate(gm.graph.nodes)}
+    first_use = {mask: min(order[call] for call in calls) for mask, calls in uses.items()}
+    taken: dict[fx.Node, fx.Node] = {}
+
+    def take(before: float) -> None:
+        for mask in uses:
+            if mask not in taken and first_use[mask] < before:
+                taken[mask] = graph.call_function(torch.clone, (env[mask],)) if snapshots else env[mask]
+
     private = private_writes(gm.graph)
     for position, node in enumerate(boundary):
         env[node] = graph.placeholder(f"boundary_{position}_{node.name}")
     for node in inner:
+        take(order[node])
         env[node] = graph.node_copy(node, env.__getitem__)
         env[node].target = private.get(node, node.target)
-    graph.output(tuple(env[m] for m in masks))
+    take(math.inf)
+    graph.output(tuple(taken[mask] for mask in uses))
     return fx.GraphModule(gm, graph)
 
 
@@ -295,27 +340,42 @@ def _functorch_levels_restored() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _no_new_guards(shape_env: Any) -> Iterator[list[str]]:
-    """Suppress guards on the ShapeEnv and list those that were asked for and are not there already."""
+    """Suppress guards on the ShapeEnv and list those that were asked for and are not there already.
+
+    The ShapeEnv caches its answers, and an answer from the cache is not logged: a trace that was refused for a guard
+    would go through the next time. So the cache is passed by.
+    """
     asked: list[str] = []
     if shape_env is None:
         yield asked
         return
     original = shape_env._log_guard
     present = {guard.expr for guard in shape_env.guards}
+    uncached = getattr(getattr(type(shape_env), "_inner_evaluate_expr", None), "__wrapped__", None)
 
     def record(prefix: str, guard: Any, *args: Any, **kwargs: Any) -> None:
-        if guard not in present:
+        if guard not in present and not _for_tensor_metadata():
             asked.append(str(guard))
 
     shape_env._log_guard = record
+    if uncached is not None:
+        shape_env._inner_evaluate_expr = functools.partial(uncached, shape_env)
     try:
         with shape_env.suppress_guards(), shape_env.ignore_fresh_unbacked_symbols():
             yield asked
     finally:
-        if "_log_guard" in vars(shape_env):
-            del shape_env._log_guard
+        for name in ("_log_guard", "_inner_evaluate_expr"):
+            vars(shape_env).pop(name, None)
         if shape_env._log_guard != original:
             shape_env._log_guard = original
+
+
+def _for_tensor_metadata() -> bool:
+    """True if a question comes from make_fx noting a tensor's memory format, of which reading makes no use."""
+    frame = inspect.currentframe()
+    while frame is not None and frame.f_code.co_name != "_extract_tensor_metadata":
+        frame = frame.f_back
+    return frame is not None
 
 
 _LITERAL = re.compile(r"_?(tensor_constant|lifted_tensor_)\d+")

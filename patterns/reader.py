@@ -27,7 +27,7 @@ from torch import fx
 from ..errors import ReadRuleError
 from . import build
 from .casts import convert
-from .expr import CellRef, Expr, Op, Sort
+from .expr import CellRef, Expr, Sort
 from .facts import Facts
 from .floats import rounded, to_float
 from .metadata import value_of
@@ -152,7 +152,8 @@ class Reader:
         """The index into an axis that broadcasts if its size is 1."""
         if extent is build.ONE:
             return build.ZERO
-        if coordinate.op is Op.COORD and self.facts.extents.get(str(coordinate.payload)) is extent:
+        inside = build.and_(build.le(build.ZERO, coordinate), build.lt(coordinate, extent))
+        if self.facts.decide(inside):
             return coordinate  # below the extent anyway, so 0 where the extent is 1
         return self.choose(build.eq(extent, build.ONE), build.ZERO, coordinate)
 

@@ -5,17 +5,21 @@ is grouped-query attention over the originals (query head h uses key head h // (
 
 Only where no mask tensor is left and the fused kernels take grouped heads: on CPUs, and on GPUs in float16 and
 bfloat16. With a mask, or in float32 on a GPU, PyTorch would leave its fused kernels for plain arithmetic.
+
+Near miss: the originals are written to between the copy and the call, such as a cache that is updated in place.
 """
 
 from __future__ import annotations
 
 import torch
 
+from ...patterns.aliasing import memory_of
 from ...patterns.metadata import tensor_of
 from ...patterns.repeat_kv import repeated_heads
 from ..result import PassResult, Refusal
 from .base import PassContext, Site, for_each_site, refuse
 from .erasing import erase_if_dead
+from .writes import Writes
 
 
 class FoldRepeatKV:
@@ -26,30 +30,50 @@ class FoldRepeatKV:
 
     def run(self, context: PassContext) -> PassResult:
         """Rewrite the canonical calls without a mask whose key and value repeat their heads alike."""
-        return for_each_site(context, self.name, self._rewrite)
+        writes = Writes(context.gm.graph)
+        return for_each_site(context, self.name, lambda context, site: self._rewrite(context, site, writes))
 
-    def _rewrite(self, context: PassContext, site: Site) -> str | Refusal | None:
+    def _rewrite(self, context: PassContext, site: Site, writes: Writes) -> str | Refusal | None:
         node = site.node
         if not site.canonical or node.kwargs.get("enable_gqa") or len(node.args) != 3:
             return None
         if node.kwargs.get("mask") is not None or node.kwargs.get("bias") is not None:
             return None
         query, key, value = node.args
-        repeated = [repeated_heads(n) if isinstance(n, torch.fx.Node) else None for n in (key, value)]
-        if repeated[0] is None or repeated[1] is None or repeated[0].groups == 1:
+        if not isinstance(key, torch.fx.Node) or not isinstance(value, torch.fx.Node):
             return None
-        if repeated[0].groups != repeated[1].groups:
+        keys, values = repeated_heads(key), repeated_heads(value)
+        if keys is None or values is None or keys.groups == 1:
+            return None
+        if keys.groups != values.groups:
             return refuse(site, "key and value heads are repeated differently")
         if not context.target.grouped_heads:
             return refuse(site, f"target '{context.target.name}' does not take grouped heads")
         if not _kernel_takes_groups(tensor_of(query)):
             return refuse(site, "no fused kernel for this device and dtype takes grouped heads")
-        node.args = (query, repeated[0].base, repeated[1].base)
+        for copies, base in ((key, keys.base), (value, values.base)):
+            steps = _steps(copies, base)
+            if writes.may_change(steps, _first_copy(steps), node):
+                return refuse(site, f"'{base.name}' or its copies may be written to before this call", base.name)
+        node.args = (query, keys.base, values.base)
         node.kwargs = {**node.kwargs, "enable_gqa": True}
         for old in (key, value):
-            if isinstance(old, torch.fx.Node):
-                erase_if_dead(context.gm.graph, old)
-        return f"groups of {repeated[0].groups}"
+            erase_if_dead(context.gm.graph, old)
+        return f"groups of {keys.groups}"
+
+
+def _steps(copies: torch.fx.Node, base: torch.fx.Node) -> list[torch.fx.Node]:
+    """The base, the repeated tensor, and what stands between them; in graph order."""
+    found = [copies]
+    while found[-1] is not base:
+        source = found[-1].args[0]
+        found.append(source if isinstance(source, torch.fx.Node) else base)
+    return found[::-1]
+
+
+def _first_copy(steps: list[torch.fx.Node]) -> torch.fx.Node:
+    """The first of them that has memory of its own: until then writes to the base reach the copies too."""
+    return next((step for step in steps if memory_of(step) != memory_of(steps[0])), steps[0])
 
 
 def _kernel_takes_groups(query: torch.Tensor | None) -> bool:

@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import fx
 
-from ...patterns.aliasing import memory_of, written_tensors
 from ...patterns.metadata import tensor_of
 from ...patterns.sizes import shape_of
 from ..result import PassResult, Refusal
 from .base import PassContext, Site, for_each_site, refuse
 from .erasing import erase_if_dead
+from .writes import Writes
 
 
 class ShareMasks:
@@ -31,7 +31,7 @@ class ShareMasks:
         """Point every canonical call at the first mask equal to its own."""
         first: dict[Any, tuple[fx.Node, fx.Node]] = {}
         order = {node: position for position, node in enumerate(context.gm.graph.nodes)}
-        writes = [(order[n], memory_of(w)) for n in order for w in written_tensors(n)]
+        writes = Writes(context.gm.graph)
 
         def rewrite(context: PassContext, site: Site) -> str | Refusal | None:
             key = _mask_key(site)
@@ -43,8 +43,7 @@ class ShareMasks:
             shared, reader = first.setdefault(key, (mask, site.node))
             if shared is mask or order[shared] > order[mask]:
                 return None
-            memory, between = memory_of(shared), range(order[reader], order[site.node])
-            if any(position in between and written in (memory, None) for position, written in writes):
+            if writes.may_change([shared], reader, site.node):
                 return refuse(site, f"the equal mask '{shared.name}' may be written to before this call", shared.name)
             site.node.replace_input_with(mask, shared)
             erase_if_dead(context.gm.graph, mask)

@@ -160,6 +160,8 @@ def _take_factor(node: fx.Node, scores: _Scores) -> tuple[Any, str | None]:
     if _is_tensor(right):
         return None, f"the scores are scaled by a tensor (node '{node.name}')"
     if isinstance(right, fx.Node):
+        if scores.blockers:
+            return left, None  # the call stays as it is, whatever its scale
         if divides or scores.scale != 1.0:
             return None, f"the scale of the scores (node '{node.name}') is not a constant"
         scores.scale = right

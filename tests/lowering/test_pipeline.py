@@ -189,14 +189,9 @@ class TestImmutability:
 
 def test_the_result_of_each_pass_is_kept(masks: Any, models: Any, inputs: Any, run_passes: Any) -> None:
     done = run_passes(models.SelfAttention(masks.causal, layers=3), (inputs(),))
-    assert [(r.name, len(r.changes)) for r in done.variant.results] == [
-        ("canonicalize", 3),
-        ("drop_mask", 0),
-        ("mask_to_alignment", 3),
-        ("guard_padding", 0),
-        ("share_masks", 0),
-        ("legalize", 3),
-    ]
+    assert [r.name for r in done.variant.results] == [p.name for p in PIPELINE]
+    changes = {r.name: len(r.changes) for r in done.variant.results if r.changes}
+    assert changes == {"canonicalize": 3, "mask_to_alignment": 3, "legalize": 3}
     assert str(done.variant.results[0]) == "canonicalize: 3 changed, 0 refused"
     assert done.variant.changed
 

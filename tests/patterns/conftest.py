@@ -232,7 +232,7 @@ class Site:
         """The predicate allows exactly what the real mask allows, and its bias is the real bias there."""
         actual = self.mask(*inputs)
         predicate = self.classification.predicate
-        tensors = dict(zip(self.labels, inputs, strict=True))
+        tensors = dict(zip(self.labels, inputs, strict=False))
         sizes = self.sizes_of(inputs)
         allowed = mask_tensor(predicate, sizes, tensors)
         # What SDPA adds to the scores, shape of the scores included.
@@ -269,7 +269,10 @@ class Sites:
 def capture(
     module: torch.nn.Module, inputs: Sequence[torch.Tensor], how: str, dynamic_shapes: Any
 ) -> tuple[fx.GraphModule, Analysis]:
-    """The graph of a module by torch.export or Dynamo, and its analysis (for Dynamo from within the backend)."""
+    """The graph of a module by torch.export or Dynamo, and its analysis (for Dynamo from within the backend).
+
+    The placeholders that hold constants, not the user's inputs, are marked with meta["constant"].
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         if how == "export":
@@ -279,7 +282,10 @@ def capture(
                 for spec in program.graph_signature.input_specs
                 if spec.target in program.constants
             }
-            return program.graph_module, analyze(program.graph_module, constants=constants)
+            analysis = analyze(program.graph_module, constants=constants)
+            for node in program.graph.nodes:
+                node.meta["constant"] = node.name in constants
+            return program.graph_module, analysis
         kept: list[tuple[fx.GraphModule, Analysis]] = []
 
         def backend(gm: fx.GraphModule, example_inputs: Any) -> Callable[..., Any]:
@@ -304,14 +310,13 @@ def analyzed(
     if dynamic_shapes is not None and how == "export":
         shapes = list(dynamic_shapes)
         lead = 2 if cross else 1
-        dynamic_shapes = (*shapes[:lead], tuple(shapes[lead:])) if len(shapes) > lead else (*shapes, ())
+        dynamic_shapes = (*shapes[:lead], tuple(shapes[lead:])) if len(shapes) > lead else tuple(shapes)
     gm, analysis = capture(module, inputs, how, dynamic_shapes)
     assert len(analysis.sites) == len(masks)
 
     def sizes_of(values: Sequence[torch.Tensor]) -> dict[str, int]:
         found: dict[str, int] = {}
-        nodes = [n for n in gm.graph.nodes if n.op == "placeholder" and isinstance(value_of(n), torch.Tensor)]
-        for node, value in zip(nodes, values, strict=False):
+        for node, value in zip(_tensor_inputs(gm), values, strict=False):
             for symbolic, actual in zip(value_of(node).shape, value.shape, strict=True):
                 if isinstance(symbolic, torch.SymInt):
                     found.setdefault(str(symbolic.node.expr), actual)
@@ -331,12 +336,14 @@ def _labels(analysis: Analysis, gm: fx.GraphModule, inputs: Sequence[torch.Tenso
         for name, node in analysis.captured.inputs.items():
             if name in analysis.captured.labels:
                 known[node.name] = analysis.captured.labels[name].label
+    labels = [known.get(n.name, n.name) for n in _tensor_inputs(gm)]
+    return labels + [f"unused{i}" for i in range(len(inputs) - len(labels))]  # the graph may leave the last ones out
+
+
+def _tensor_inputs(gm: fx.GraphModule) -> list[fx.Node]:
+    """The placeholders of the user's tensors. A graph may leave the last ones out, but it keeps the order."""
     nodes = [n for n in gm.graph.nodes if n.op == "placeholder" and isinstance(value_of(n), torch.Tensor)]
-    labels = [known.get(n.name, n.name) for n in nodes]
-    return labels + [f"unused{i}" for i in range(len(inputs) - len(labels))]
-
-
-CAPTURES = ("export", "dynamo")
+    return [n for n in nodes if not n.meta.get("constant")]
 
 
 @pytest.fixture(scope="session")

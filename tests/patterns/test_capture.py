@@ -142,6 +142,41 @@ def test_the_fake_mode_is_left_as_it_was() -> None:
     assert mode.cache_enabled is cache
 
 
+def steps_written(x: torch.Tensor) -> torch.Tensor:
+    """Every second column open. Functionalising the write asks whether there are two of them, which no one asked yet."""
+    mask = causal(x)
+    mask[:, ::2] = True
+    return mask
+
+
+def test_a_mask_that_needs_a_guard_is_refused_every_time() -> None:
+    """The ShapeEnv answers a question from its cache the second time, without logging a guard."""
+    gm = make_fx(lambda x: attend(x, steps_written(x)), tracing_mode="symbolic", pre_dispatch=True)(X)
+    before, sizes = snapshot(gm), sizes_snapshot(gm)
+    for _ in range(3):
+        with pytest.raises(CaptureError, match="would add a guard"):
+            capture_masks(gm, uses(gm))
+        (site,) = analyze(gm).sites
+        assert site.classification is None
+        assert "would add a guard" in site.problem
+    assert snapshot(gm) == before
+    assert sizes_snapshot(gm) == sizes
+
+
+def test_a_mask_that_cannot_be_captured_does_not_keep_others_from_it() -> None:
+    def fn(x: torch.Tensor) -> torch.Tensor:
+        return attend(x, causal(x)) + attend(x, steps_written(x)) + attend(x, ~causal(x))
+
+    gm = make_fx(fn, tracing_mode="symbolic", pre_dispatch=True)(X)
+    first, second, third = analyze(gm).sites
+    assert first.classification is not None
+    assert first.classification.kinds == {"causal"}
+    assert second.classification is None
+    assert "would add a guard" in second.problem
+    assert third.classification is not None
+    assert str(third.classification.predicate) == "k > q"
+
+
 # --- what is captured -----------------------------------------------------------------------------------------
 
 
@@ -365,6 +400,27 @@ def test_two_masks_of_one_buffer() -> None:
     first, second = analysis.sites
     assert first.classification is None or first.classification.kinds == {"causal"}
     assert second.classification is None or not second.classification.exact
+
+
+def test_two_views_of_one_buffer() -> None:
+    """A write after the first use goes into the memory that the first mask lies in."""
+
+    def opened(x: torch.Tensor) -> torch.Tensor:
+        buffer = causal(x)
+        first = attend(x, buffer[None, None])
+        buffer.fill_(True)
+        return first + attend(x, buffer[None])
+
+    def closed(x: torch.Tensor) -> torch.Tensor:
+        buffer = torch.ones(5, 5, dtype=torch.bool)
+        first = attend(x, buffer[None, None])
+        buffer.copy_(causal(x))
+        return first + attend(x, buffer[None])
+
+    for fn, kinds in ((opened, ["causal", "full"]), (closed, ["full", "causal"])):
+        _, analysis = dynamo(fn, X)
+        for site, kind in zip(analysis.sites, kinds, strict=True):
+            assert site.classification is None or site.classification.kinds == {kind}
 
 
 def test_an_unrelated_write_does_not_matter() -> None:

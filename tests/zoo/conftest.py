@@ -6,6 +6,7 @@ the rewritten Dynamo graph as it is: what the passes did is what is measured, an
 
 from __future__ import annotations
 
+import gc
 import inspect
 import logging
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ from typing import Any
 import pytest
 import torch
 from torch import fx
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import attnlower
 from attnlower.lowering.backend import attnlower_backend
@@ -299,6 +301,8 @@ class Zoo:
 def zoo() -> Zoo:
     transformers = pytest.importorskip("transformers")
     transformers.utils.logging.set_verbosity_error()
+    gc.collect()
+    gc.freeze()  # some 400000 objects of torch and transformers that no collection need look at again
     return Zoo(transformers)
 
 
@@ -316,6 +320,12 @@ def no_structured_trace() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def fresh_dynamo() -> Iterator[None]:
-    torch._dynamo.reset()
+    """Start every test with no compiled code and an empty cache of fake tensors, which slows down as it grows."""
+    clear_caches()
     yield
+    clear_caches()
+
+
+def clear_caches() -> None:
     torch._dynamo.reset()
+    FakeTensorMode.cache_clear()
