@@ -27,6 +27,20 @@ def op_name(node: fx.Node) -> str:
     return str(getattr(target, "__name__", target))
 
 
+_DRAWING = ("rand", "dropout", "bernoulli", "multinomial", "normal", "poisson", "exponential", "uniform", "empty")
+
+
+def draws_or_nests(node: fx.Node) -> bool:
+    """True if a second call with equal arguments may give another value: random numbers, unset memory, vmap levels."""
+    if isinstance(node.target, torch._ops.HigherOrderOperator):
+        return True
+    if isinstance(node.target, torch._ops.OpOverload) and torch.Tag.nondeterministic_seeded in node.target.tags:
+        return True
+    name = op_name(node)
+    module = str(getattr(node.target, "__module__", "") or "")
+    return any(word in name for word in _DRAWING) or "functorch" in module
+
+
 def written_tensors(node: fx.Node) -> list[fx.Node]:
     """The argument nodes into whose memory a node writes."""
     if node.op not in ("call_function", "call_method"):

@@ -178,6 +178,9 @@ def le0(expr: Expr) -> Expr:
     if expr.op is Op.ITE and _folds(expr):
         return map_ite(expr, le0)
     constant, parts = linear_parts(expr)
+    extreme = _bounded_extreme(constant, parts)
+    if extreme is not None:
+        return extreme
     divisor = math.gcd(*parts.values())
     if divisor > 1:
         # sum <= -constant holds for integers exactly if sum/d <= floor(-constant/d)
@@ -189,6 +192,27 @@ def le0(expr: Expr) -> Expr:
         if constant > 0 and all(c > 0 for c in parts.values()):
             return FALSE
     return intern_expr(Op.LE0, Sort.BOOL, (linear(constant, parts),))
+
+
+def _bounded_extreme(constant: int, parts: Mapping[Expr, int]) -> Expr | None:
+    """``max(x, y) + rest <= 0`` is ``x + rest <= 0 & y + rest <= 0``, and with ``min`` one of the two is enough.
+
+    `abs(x)` is `max(x, -x)`: so the two sides of a band `abs(k - q) <= w` come apart.
+    """
+    choices = [a for a in parts if a.op is Op.ITE and a.args[0].op is Op.LE0]
+    if len(choices) != 1:
+        return None
+    (choice,), factor = choices, parts[choices[0]]
+    condition, then, otherwise = choice.args
+    if condition in (le(otherwise, then), lt(otherwise, then)):
+        is_maximum = factor > 0
+    elif condition in (le(then, otherwise), lt(then, otherwise)):
+        is_maximum = factor < 0
+    else:
+        return None
+    rest = linear(constant, {a: c for a, c in parts.items() if a is not choice})
+    sides = (le0(add(rest, scaled(value, factor))) for value in (then, otherwise))
+    return and_(*sides) if is_maximum else or_(*sides)
 
 
 def eq0(expr: Expr) -> Expr:

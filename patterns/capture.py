@@ -31,7 +31,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_leaves
 
 from ..errors import CaptureError
-from .aliasing import op_name, private_writes, writes_into, written_tensors
+from .aliasing import draws_or_nests, op_name, private_writes, writes_into, written_tensors
 from .expr import CellRef
 from .metadata import input_label, tensor_of, value_of
 from .sizes import shape_env_of
@@ -252,15 +252,41 @@ def _copy_subgraph(
                 taken[mask] = graph.call_function(torch.clone, (env[mask],)) if snapshots else env[mask]
 
     private = private_writes(gm.graph)
+    made: dict[Any, fx.Node] = {}
     for position, node in enumerate(boundary):
         env[node] = graph.placeholder(f"boundary_{position}_{node.name}")
     for node in inner:
         take(order[node])
+        key = None if snapshots else _same_value_key(node, env)
+        if key is not None and key in made:
+            env[node] = made[key]  # layers that build equal masks build them once here
+            continue
         env[node] = graph.node_copy(node, env.__getitem__)
         env[node].target = private.get(node, node.target)
+        if key is not None:
+            made[key] = env[node]
     take(math.inf)
     graph.output(tuple(taken[mask] for mask in uses))
     return fx.GraphModule(gm, graph)
+
+
+def _same_value_key(node: fx.Node, env: Mapping[fx.Node, fx.Node]) -> Any:
+    """What two nodes must have in common to hold the same value; None if even then they may differ."""
+    if node.op not in ("call_function", "call_method") or draws_or_nests(node):
+        return None
+
+    def plain(argument: Any) -> Any:
+        if isinstance(argument, fx.Node):
+            return env[argument]
+        if isinstance(argument, (list, tuple)):
+            return (type(argument).__name__, *(plain(a) for a in argument))
+        if isinstance(argument, dict):
+            return tuple((name, plain(a)) for name, a in sorted(argument.items()))
+        if isinstance(argument, slice):
+            return ("slice", plain(argument.start), plain(argument.stop), plain(argument.step))
+        return (type(argument), repr(argument))
+
+    return node.op, node.target, plain(node.args), plain(dict(node.kwargs))
 
 
 def _boundary_value(gm: fx.GraphModule, node: fx.Node) -> Any:
@@ -354,7 +380,7 @@ def _no_new_guards(shape_env: Any) -> Iterator[list[str]]:
     uncached = getattr(getattr(type(shape_env), "_inner_evaluate_expr", None), "__wrapped__", None)
 
     def record(prefix: str, guard: Any, *args: Any, **kwargs: Any) -> None:
-        if guard not in present and not _for_tensor_metadata():
+        if guard not in present and not _for_tensor_metadata() and not _tells_0_and_1_apart(guard):
             asked.append(str(guard))
 
     shape_env._log_guard = record
@@ -368,6 +394,18 @@ def _no_new_guards(shape_env: Any) -> Iterator[list[str]]:
             vars(shape_env).pop(name, None)
         if shape_env._log_guard != original:
             shape_env._log_guard = original
+
+
+def _tells_0_and_1_apart(guard: Any) -> bool:
+    """True for "this size is neither 0 nor 1": the capture has settled that, though a loaded program forgets it."""
+    import sympy
+
+    if not isinstance(guard, sympy.core.relational.Relational) or len(guard.free_symbols) != 1:
+        return False
+    (symbol,) = guard.free_symbols
+    if {guard.lhs, guard.rhs} - {symbol, sympy.S(0), sympy.S(1), sympy.S(2)}:
+        return False
+    return all(guard.subs(symbol, value) == sympy.true for value in (2, 3, 4))
 
 
 def _for_tensor_metadata() -> bool:

@@ -82,7 +82,9 @@ class Facts:
     def _atom_range(self, atom: Expr) -> tuple[int | None, int | None]:
         match atom.op:
             case Op.SIZE:
-                return self.ranges.get(str(atom.payload), (0, None))
+                low, high = self.ranges.get(str(atom.payload), (0, None))
+                # where there is a coordinate there is an element
+                return (1 if low < 1 and any(e is atom for e in self.extents.values()) else low), high
             case Op.COORD:
                 extent = self.extents.get(str(atom.payload))
                 return 0, None if extent is None else self._minus_one(extent)

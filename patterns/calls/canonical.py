@@ -21,9 +21,11 @@ def canonical_arguments(node: fx.Node) -> dict[str, Any]:
 
 def is_canonical(node: fx.Node) -> bool:
     """True for a call of `attnlower::attention`."""
-    if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
+    # Dynamo records `torch.ops.attnlower.attention(...)` as a call of the packet, without the overload
+    packet = getattr(node.target, "overloadpacket", node.target)
+    if node.op != "call_function" or not isinstance(packet, torch._ops.OpOverloadPacket):
         return False
-    return str(node.target.name()).startswith("attnlower::attention")
+    return str(packet._qualified_op_name) == "attnlower::attention"
 
 
 def match_canonical(node: fx.Node) -> AttentionCall | NearMiss | None:
