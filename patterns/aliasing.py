@@ -73,6 +73,11 @@ _PURE_OPERATORS: dict[Any, Any] = {
     operator.iand: operator.and_,
     operator.ior: operator.or_,
     operator.ixor: operator.xor,
+    torch.ops.aten.add_.Tensor: torch.ops.aten.add.Tensor,
+    torch.ops.aten.sub_.Tensor: torch.ops.aten.sub.Tensor,
+    torch.ops.aten.mul_.Tensor: torch.ops.aten.mul.Tensor,
+    torch.ops.aten.bitwise_and_.Tensor: torch.ops.aten.bitwise_and.Tensor,
+    torch.ops.aten.bitwise_or_.Tensor: torch.ops.aten.bitwise_or.Tensor,
 }
 """In-place operators and what they are without the write."""
 
@@ -90,8 +95,12 @@ def private_writes(graph: fx.Graph) -> dict[fx.Node, Any]:
 
 
 def _writes_privately(node: fx.Node, sharing: Mapping[int, int]) -> bool:
+    if len(node.args) != 2:
+        return False
     written, other = node.args
     if not isinstance(written, fx.Node) or written.op not in ("call_function", "call_method"):
+        return False
+    if len(list(_view_bases(written))) != 1:  # a loaded program records no memory that views share
         return False
     before, after, memory = tensor_of(written), tensor_of(node), memory_of(written)
     if before is None or after is None or memory is None or len(written.users) != 1:

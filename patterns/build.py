@@ -179,8 +179,10 @@ def le0(expr: Expr) -> Expr:
         return map_ite(expr, le0)
     constant, parts = linear_parts(expr)
     extreme = _bounded_extreme(constant, parts)
-    if extreme is not None:
-        return extreme
+    return _linear_le0(constant, parts) if extreme is None else extreme
+
+
+def _linear_le0(constant: int, parts: Mapping[Expr, int]) -> Expr:
     divisor = math.gcd(*parts.values())
     if divisor > 1:
         # sum <= -constant holds for integers exactly if sum/d <= floor(-constant/d)
@@ -202,17 +204,23 @@ def _bounded_extreme(constant: int, parts: Mapping[Expr, int]) -> Expr | None:
     choices = [a for a in parts if a.op is Op.ITE and a.args[0].op is Op.LE0]
     if len(choices) != 1:
         return None
-    (choice,), factor = choices, parts[choices[0]]
+    choice, factor = choices[0], parts[choices[0]]
     condition, then, otherwise = choice.args
-    if condition in (le(otherwise, then), lt(otherwise, then)):
+    if _compares(condition, otherwise, then):
         is_maximum = factor > 0
-    elif condition in (le(then, otherwise), lt(then, otherwise)):
+    elif _compares(condition, then, otherwise):
         is_maximum = factor < 0
     else:
         return None
     rest = linear(constant, {a: c for a, c in parts.items() if a is not choice})
     sides = (le0(add(rest, scaled(value, factor))) for value in (then, otherwise))
     return and_(*sides) if is_maximum else or_(*sides)
+
+
+def _compares(condition: Expr, small: Expr, large: Expr) -> bool:
+    """True if a condition is ``small <= large`` or ``small < large``."""
+    constant, parts = linear_parts(sub(small, large))
+    return bool(parts) and condition in (_linear_le0(constant, parts), _linear_le0(constant + 1, parts))
 
 
 def eq0(expr: Expr) -> Expr:
