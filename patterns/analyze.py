@@ -146,6 +146,9 @@ def _analyze_call(session: _Session, call: AttentionCall) -> SiteAnalysis:
     if call.terms and session.captured is None:
         return SiteAnalysis(call, module, None, square, session.capture_problem, call.terms[0].node.name)
     for term in call.terms:
+        if len(_shape(term)) > len(facts.extents):
+            reason = f"'{term.node.name}' has more axes than the scores"
+            return SiteAnalysis(call, module, None, square, reason, term.node.name)
         refused = session.captured.refused.get(term.node) if session.captured is not None else None
         if refused:
             return SiteAnalysis(call, module, None, square, refused, term.node.name)
@@ -172,10 +175,16 @@ def _facts(session: _Session, call: AttentionCall) -> Facts:
     query, key = tensor_of(call.query), tensor_of(call.key)
     if query is None or key is None:
         raise CaptureError("query or key has no recorded shape")
-    query_shape = shape_of(query)
-    names = coordinate_names(len(query_shape))
-    extents = dict(zip(names, (*query_shape[:-1], shape_of(key)[-2]), strict=True))
-    return Facts(session.ranges, extents)
+    scores = [*shape_of(query)[:-1], shape_of(key)[-2]]
+    # A batch or head axis of size one in the query broadcasts against the others, and the mask holds for all of them.
+    others = [shape_of(t)[:-2] for n in (call.key, call.value) if (t := tensor_of(n)) is not None]
+    spread = [(*lead, build.ONE, build.ONE) for lead in others]
+    spread += [(*shape_of(t)[:-1], build.ONE) for n in call.terms if (t := tensor_of(n.node)) is not None]
+    for shape in spread:
+        for axis in range(-min(len(shape), len(scores)), 0):
+            if scores[axis] is build.ONE and shape[axis] is not build.ONE:
+                scores[axis] = shape[axis]
+    return Facts(session.ranges, dict(zip(coordinate_names(len(scores)), scores, strict=True)))
 
 
 def _mask_value(session: _Session, call: AttentionCall, facts: Facts) -> tuple[Expr, torch.dtype]:
@@ -217,6 +226,11 @@ def _reader(session: _Session, facts: Facts) -> Reader:
 def _dtype(term: MaskTerm) -> torch.dtype:
     tensor = tensor_of(term.node)
     return tensor.dtype if tensor is not None else torch.float32
+
+
+def _shape(term: MaskTerm) -> tuple[Expr, ...]:
+    tensor = tensor_of(term.node)
+    return shape_of(tensor) if tensor is not None else ()
 
 
 def _read_term(session: _Session, reader: Reader, term: MaskTerm, position: tuple[Expr, ...]) -> Expr:

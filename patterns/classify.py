@@ -114,7 +114,9 @@ def _candidates(predicate: Predicate) -> Iterator[MaskTemplate]:
     yield from windows(allowed)
     square = build.eq(extents["q"], extents["k"]) is build.TRUE
     # k <= q + 1 over equally many queries and keys is no cache, it looks into the future: a near miss
-    offset_templates = [Causal(offset=o) for o in offsets(allowed) if o is not build.ZERO and not (square and o.is_const)]
+    offset_templates = [
+        Causal(offset=o) for o in offsets(allowed) if o is not build.ZERO and not (square and o.is_const)
+    ]
     if not square:
         yield Causal(Alignment.LOWER_RIGHT)
     yield from offset_templates

@@ -82,9 +82,9 @@ class Facts:
     def _atom_range(self, atom: Expr) -> tuple[int | None, int | None]:
         match atom.op:
             case Op.SIZE:
-                low, high = self.ranges.get(str(atom.payload), (0, None))
+                least, most = self.ranges.get(str(atom.payload), (0, None))
                 # where there is a coordinate there is an element
-                return (1 if low < 1 and any(e is atom for e in self.extents.values()) else low), high
+                return (1 if least < 1 and any(e is atom for e in self.extents.values()) else least), most
             case Op.COORD:
                 extent = self.extents.get(str(atom.payload))
                 return 0, None if extent is None else self._minus_one(extent)

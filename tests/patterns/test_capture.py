@@ -143,7 +143,7 @@ def test_the_fake_mode_is_left_as_it_was() -> None:
 
 
 def steps_written(x: torch.Tensor) -> torch.Tensor:
-    """Every second column open. Functionalising the write asks whether there are two of them, which no one asked yet."""
+    """Every second column open. Functionalising the write asks whether there are two, which no one asked yet."""
     mask = causal(x)
     mask[:, ::2] = True
     return mask

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from attnlower.patterns import CellRef, Expr, Facts, Prover, Proved, build, evaluate
+from attnlower.patterns import CellRef, Expr, Facts, Proved, Prover, build, evaluate
 from attnlower.patterns.expr import Op, Sort, coords, is_positional, sizes, walk
 from attnlower.patterns.solver import Translator
 
@@ -234,19 +234,19 @@ def check_tree(tree: Tree) -> None:
     assert values(built(tree)) == [meant(tree, p) for p in POINTS]
 
 
-@settings(max_examples=8000, deadline=None)
+@settings(max_examples=800, deadline=None)
 @given(ints(3))
 def test_integers_mean_what_they_say(tree: Tree) -> None:
     check_tree(tree)
 
 
-@settings(max_examples=8000, deadline=None)
+@settings(max_examples=800, deadline=None)
 @given(bools(3))
 def test_truth_values_mean_what_they_say(tree: Tree) -> None:
     check_tree(tree)
 
 
-@settings(max_examples=800, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(bools(3))
 def test_negation_is_the_opposite_and_its_own_inverse(tree: Tree) -> None:
     expr = built(tree)
@@ -254,7 +254,7 @@ def test_negation_is_the_opposite_and_its_own_inverse(tree: Tree) -> None:
     assert values(build.not_(build.not_(expr))) == values(expr)
 
 
-@settings(max_examples=800, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(ints(2))
 def test_comparison_with_zero(tree: Tree) -> None:
     expr = built(tree)
@@ -262,7 +262,7 @@ def test_comparison_with_zero(tree: Tree) -> None:
     assert values(build.eq0(expr)) == [v == 0 for v in values(expr)]
 
 
-@settings(max_examples=800, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(bools(3), ints(1), ints(1))
 def test_substitution_is_evaluation_at_the_replacement(tree: Tree, for_q: Tree, for_k: Tree) -> None:
     expr = built(tree)
@@ -283,7 +283,7 @@ def test_rebuilding_changes_nothing(tree: Tree) -> None:
         assert values(build.rebuild(part, part.args)) == values(part)
 
 
-@settings(max_examples=800, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(bools(3))
 def test_constants_put_in_fold_to_constants(tree: Tree) -> None:
     expr = built(tree)
@@ -315,7 +315,7 @@ IN_RANGE = [{"q": q, "k": k, "s0": s} for s in range(1, 7) for q in range(s) for
 RANGED = {name: torch.tensor([p[name] for p in IN_RANGE]) for name in VARIABLES}
 
 
-@settings(max_examples=8000, deadline=None)
+@settings(max_examples=800, deadline=None)
 @given(ints(3))
 def test_bounds_hold_everywhere(tree: Tree) -> None:
     low, high = FACTS.bounds(built(tree))
@@ -324,7 +324,7 @@ def test_bounds_hold_everywhere(tree: Tree) -> None:
     assert high is None or high >= max(found)
 
 
-@settings(max_examples=8000, deadline=None)
+@settings(max_examples=800, deadline=None)
 @given(bools(3))
 def test_decisions_hold_everywhere(tree: Tree) -> None:
     decided = FACTS.decide(built(tree))

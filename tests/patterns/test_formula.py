@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from attnlower.patterns import CellRef, Expr, Facts, Predicate, build, predicate_of
-from attnlower.patterns.floats import arithmetic, compare, to_float
 from attnlower.patterns.expr import Sort
+from attnlower.patterns.floats import arithmetic, compare, to_float
 from attnlower.patterns.formula import format_expr
 
 B, H, Q, K = (build.coord(n) for n in "bhqk")

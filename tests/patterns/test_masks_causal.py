@@ -1,4 +1,4 @@
-"""Causal masks: every spelling is proved, no near miss is. Each formula is compared with the real mask at several sizes."""
+"""Causal masks: every spelling is proved, no near miss is. Formulas are compared with real masks at several sizes."""
 
 from __future__ import annotations
 
@@ -287,7 +287,9 @@ def test_a_refusal_comes_with_a_counterexample(near: tuple[Any, bool], name: str
     b = max(2, witness.get("b", 0) + 1)
     x = torch.randn(b, 3, n, 4)
     actual = site.mask(x).expand(b, 3, n, n)
-    assert bool(actual[witness.get("b", 0), witness.get("h", 0), witness["q"], witness["k"]]) != (witness["k"] <= witness["q"])
+    assert bool(actual[witness.get("b", 0), witness.get("h", 0), witness["q"], witness["k"]]) != (
+        witness["k"] <= witness["q"]
+    )
 
 
 def test_a_mask_that_is_causal_only_beyond_length_one(analyze_masks: Callable[..., Any]) -> None:

@@ -1,4 +1,4 @@
-"""Sliding windows: the width is read off the formula and proved; a window is never taken for causal, nor the reverse."""
+"""Sliding windows: the width is read off the formula and proved; a window is never taken for causal or the reverse."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ WINDOWS: dict[str, Mask] = {
     "greater": lambda x: causal(x) & (k(x) > q(x) - 3),
     "distance": lambda x: causal(x) & (q(x) - k(x) < 3),
     "distance-or-equal": lambda x: causal(x) & (q(x) - k(x) <= 2),
-    "two-triangles": lambda x: torch.tril(torch.ones(x.shape[2], x.shape[2]))
-    * torch.triu(torch.ones(x.shape[2], x.shape[2]), -2)
-    > 0,
+    "two-triangles": lambda x: (
+        torch.tril(torch.ones(x.shape[2], x.shape[2])) * torch.triu(torch.ones(x.shape[2], x.shape[2]), -2) > 0
+    ),
     "band": lambda x: torch.triu(torch.tril(torch.ones(x.shape[2], x.shape[2], dtype=torch.bool)), diagonal=-2),
     "additive": lambda x: torch.where(causal(x) & (k(x) > q(x) - 3), 0.0, NEG),
     "sum-of-two": lambda x: torch.where(causal(x), 0.0, NEG) + torch.where(k(x) > q(x) - 3, 0.0, NEG),
@@ -166,8 +166,9 @@ def test_a_window_as_wide_as_the_sequence(analyze_masks: Callable[..., Any]) -> 
 
 def test_a_window_over_a_cache(analyze_masks: Callable[..., Any]) -> None:
     masks: dict[str, Mask] = {
-        "lower-right": lambda x, y: (k(y) <= q(x) + (y.shape[2] - x.shape[2]))
-        & (k(y) > q(x) + (y.shape[2] - x.shape[2]) - 3)
+        "lower-right": lambda x, y: (
+            (k(y) <= q(x) + (y.shape[2] - x.shape[2])) & (k(y) > q(x) + (y.shape[2] - x.shape[2]) - 3)
+        )
     }
     shapes = [{2: Dim("queries", max=64)}, {2: Dim("keys", max=64)}]
     site = analyze_masks(masks, (X, torch.randn(2, 3, 9, 4)), "export", shapes, cross=True)["lower-right"]

@@ -118,7 +118,7 @@ def test_refuted_with_a_counterexample(allowed: Expr, template: Any, facts: Fact
     at = {name: int(v) for name, v in verdict.witness.items()}
     for name, extent in facts.extents.items():
         assert 0 <= at.get(name, 0) < int(evaluate(extent, at, {}).item())
-    values = {**{n: 0 for n in facts.extents}, **at}
+    values = {**dict.fromkeys(facts.extents, 0), **at}
     assert evaluate(allowed, values, {}) != evaluate(template.allowed(facts), values, {})
 
 

@@ -1,4 +1,4 @@
-"""Read rules of pointwise ops, compared with torch: promotion, rounding, NaN, infinities and narrow integers included."""
+"""Read rules of pointwise ops, compared with torch: promotion, rounding, NaN, infinities, narrow integers."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from attnlower.patterns import Prover, build
 from attnlower.patterns.expr import Op, walk
 
 INF, NAN = float("inf"), float("nan")
-I = torch.tensor([[-3, -1, 0, 1, 2], [7, 6, -5, 0, 1]])
+INTS = torch.tensor([[-3, -1, 0, 1, 2], [7, 6, -5, 0, 1]])
 J = torch.tensor([2, -1, 0, 3, 1])
 BOOL = torch.tensor([[True, False, True, False, True], [False, False, True, True, False]])
 KEEP = torch.tensor([True, True, False, False, True])
 FLOAT = torch.tensor([[0.5, -0.0, INF, -INF, NAN], [1.0, -2.25, 3e38, 0.0, 1.5]])
 BYTE = torch.tensor([[0, 1, 255, 128, 7], [254, 2, 3, 200, 100]], dtype=torch.uint8)
 SMALL = torch.tensor([[-128, 127, 0, 1, -1], [5, 6, 7, -8, 9]], dtype=torch.int8)
-I32 = I.to(torch.int32)
+I32 = INTS.to(torch.int32)
 Check = Callable[..., Any]
 
 
@@ -71,17 +71,17 @@ def positions(n: int, dtype: torch.dtype = torch.int64) -> torch.Tensor:
     ],
 )
 def test_integers(check_read: Check, fn: Any) -> None:
-    check_read(fn, I, J, others=[(I[:1, :3], J[:3])])
+    check_read(fn, INTS, J, others=[(INTS[:1, :3], J[:3])])
     check_read(fn, I32, J.to(torch.int32), dynamic=False)
 
 
 def test_division_by_what_may_be_negative_is_not_read(check_opaque: Check) -> None:
-    check_opaque(lambda a: a % -3, I, reason="not known to be positive")
-    check_opaque(lambda a, b: a // b, I, J, reason="not known to be positive")
-    check_opaque(lambda a: torch.fmod(a, 3), I, reason="no read rule for aten.fmod")
-    check_opaque(lambda a: a & 1, I, reason="bitwise logic on integers")
-    check_opaque(lambda a: a**2, I, reason="integer powers")
-    check_opaque(lambda a, b: torch.add(a, b, alpha=2), I, J, reason="alpha")
+    check_opaque(lambda a: a % -3, INTS, reason="not known to be positive")
+    check_opaque(lambda a, b: a // b, INTS, J, reason="not known to be positive")
+    check_opaque(lambda a: torch.fmod(a, 3), INTS, reason="no read rule for aten.fmod")
+    check_opaque(lambda a: a & 1, INTS, reason="bitwise logic on integers")
+    check_opaque(lambda a: a**2, INTS, reason="integer powers")
+    check_opaque(lambda a, b: torch.add(a, b, alpha=2), INTS, J, reason="alpha")
 
 
 @pytest.mark.parametrize(
@@ -148,8 +148,22 @@ def compared(left: Any, right: Any) -> torch.Tensor:
 
 @pytest.mark.parametrize(
     "pair",
-    [(I, J), (BOOL, KEEP), (BOOL, I), (I, I32), (BYTE, I), (BYTE, SMALL), (FLOAT, FLOAT[:1]), (FLOAT, FLOAT.double())]
-    + [(BOOL, FLOAT), (I, FLOAT), (BOOL, KEEP.to(torch.float16)), (BYTE, BOOL), (I, torch.tensor(1.5)), (FLOAT, J[0])],
+    [
+        (INTS, J),
+        (BOOL, KEEP),
+        (BOOL, INTS),
+        (INTS, I32),
+        (BYTE, INTS),
+        (BYTE, SMALL),
+        (FLOAT, FLOAT[:1]),
+        (FLOAT, FLOAT.double()),
+        (BOOL, FLOAT),
+        (INTS, FLOAT),
+        (BOOL, KEEP.to(torch.float16)),
+        (BYTE, BOOL),
+        (INTS, torch.tensor(1.5)),
+        (FLOAT, J[0]),
+    ],
     ids=lambda p: "-".join(str(t.dtype)[6:] for t in p),
 )
 def test_comparisons_of_every_pair_of_dtypes(check_read: Check, pair: tuple[torch.Tensor, torch.Tensor]) -> None:
@@ -159,7 +173,7 @@ def test_comparisons_of_every_pair_of_dtypes(check_read: Check, pair: tuple[torc
 
 @pytest.mark.parametrize("number", [0, 1, -1, 2.5, 0.0, True, INF, -INF, NAN], ids=str)
 def test_comparisons_with_numbers(check_read: Check, number: Any) -> None:
-    for x in (I, BOOL, FLOAT, FLOAT.double(), I32):
+    for x in (INTS, BOOL, FLOAT, FLOAT.double(), I32):
         check_read(lambda a: compared(a, number), x, dynamic=False)
     check_read(lambda: compared(positions(4), number), dynamic=False)
     check_read(lambda: compared(positions(4).float(), number), dynamic=False)
@@ -335,21 +349,21 @@ def test_logic(check_read: Check, fn: Any) -> None:
 
 @pytest.mark.parametrize("fn", [torch.logical_and, torch.logical_or, torch.logical_xor])
 def test_logic_of_numbers(check_read: Check, fn: Any) -> None:
-    check_read(fn, I, J, dynamic=False)
+    check_read(fn, INTS, J, dynamic=False)
     check_read(fn, FLOAT, J, dynamic=False)
     check_read(fn, BYTE, BOOL, dynamic=False)
 
 
 def test_broadcasting(check_read: Check) -> None:
-    check_read(lambda a, b: a[:, :1] + b, I, J, others=[(I[:1], J), (torch.ones(4, 2).long(), torch.arange(3))])
-    check_read(lambda a, b: a[:, None, :] <= b[None, :, None], I, J)
-    check_read(lambda a, b: torch.where(a > 0, b[:, None, None], a), I, J)
-    check_read(lambda a, b: b.masked_fill(a > 0, 1), I, J)
-    check_read(lambda a, b: a + b.sum() * 0 if False else a + b[0], I, J)
+    check_read(lambda a, b: a[:, :1] + b, INTS, J, others=[(INTS[:1], J), (torch.ones(4, 2).long(), torch.arange(3))])
+    check_read(lambda a, b: a[:, None, :] <= b[None, :, None], INTS, J)
+    check_read(lambda a, b: torch.where(a > 0, b[:, None, None], a), INTS, J)
+    check_read(lambda a, b: b.masked_fill(a > 0, 1), INTS, J)
+    check_read(lambda a, b: a + b.sum() * 0 if False else a + b[0], INTS, J)
 
 
 def test_unread_operands_keep_their_name(check_opaque: Check) -> None:
-    reading = check_opaque(lambda a: (torch.fmod(a, 3) == 1) | (a > 2), I, reason="aten.fmod", node="fmod")
+    reading = check_opaque(lambda a: (torch.fmod(a, 3) == 1) | (a > 2), INTS, reason="aten.fmod", node="fmod")
     assert "fmod[c0, c1]" in str(reading.expr)
 
 

@@ -265,8 +265,38 @@ def step(values: list[torch.Tensor], chosen: tuple[str, int, int, int]) -> torch
 
 STEPS = st.tuples(
     st.sampled_from(
-        "unsqueeze squeeze transpose slice until between select flip reshape split cat stack pad repeat interleave expand "
-        "add compare tril triu index outer apart diff count write-one write-some write-steps write-where mod".split()
+        [
+            "unsqueeze",
+            "squeeze",
+            "transpose",
+            "slice",
+            "until",
+            "between",
+            "select",
+            "flip",
+            "reshape",
+            "split",
+            "cat",
+            "stack",
+            "pad",
+            "repeat",
+            "interleave",
+            "expand",
+            "add",
+            "compare",
+            "tril",
+            "triu",
+            "index",
+            "outer",
+            "apart",
+            "diff",
+            "count",
+            "write-one",
+            "write-some",
+            "write-steps",
+            "write-where",
+            "mod",
+        ]
     ),
     st.integers(0, 9),
     st.integers(-3, 3),

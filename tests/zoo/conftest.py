@@ -301,8 +301,6 @@ class Zoo:
 def zoo() -> Zoo:
     transformers = pytest.importorskip("transformers")
     transformers.utils.logging.set_verbosity_error()
-    gc.collect()
-    gc.freeze()  # some 400000 objects of torch and transformers that no collection need look at again
     return Zoo(transformers)
 
 
@@ -320,12 +318,14 @@ def no_structured_trace() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def fresh_dynamo() -> Iterator[None]:
-    """Start every test with no compiled code and an empty cache of fake tensors, which slows down as it grows."""
-    clear_caches()
+    """Start every test with no compiled code.
+
+    What survives a test (torch keeps a good deal of every trace) is taken out of the garbage collector's sight, whose
+    rounds would otherwise come to cost as much as the tests. The cache of fake tensors slows down as it grows.
+    """
+    torch._dynamo.reset()
     yield
-    clear_caches()
-
-
-def clear_caches() -> None:
     torch._dynamo.reset()
     FakeTensorMode.cache_clear()
+    gc.collect()
+    gc.freeze()
