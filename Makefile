@@ -38,7 +38,7 @@ if missing:
 endef
 export CHECK_PYTHON
 
-.PHONY: help venv lint format test wheel-check demo demo-quick bench-save clean
+.PHONY: help venv lint format test wheel-check demo demo-quick bench-save readme-tables clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -97,6 +97,9 @@ bench-save: venv ## run the demo in float32 and in bfloat16 and keep its JSON in
 	  $(BIN)/attnlower demo --dtype $$dtype --json $(DEMO) > $(VENV)/demo.json; \
 	  mv $(VENV)/demo.json "bench/results/demo-$$dtype.json"; \
 	done
+
+readme-tables: venv ## write README's measurements from bench/results/
+	$(BIN)/python bench/tables.py
 
 clean: ## remove .venv and every cache
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

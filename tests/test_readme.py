@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import io
 import os
 import re
@@ -39,3 +40,13 @@ def test_readme_examples_print_what_they_promise(tmp_path: Path, monkeypatch: py
     assert len(promised) >= 5
     for printed, output in promised:
         assert printed.strip() == (output or "").strip()
+
+
+def test_measurements_come_from_the_results() -> None:
+    spec = importlib.util.spec_from_file_location("tables", README.parent / "bench" / "tables.py")
+    assert spec is not None and spec.loader is not None
+    tables = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tables)
+    text = README.read_text()
+    assert tables.updated(text) == text
+    assert "| attnlower |" in text

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import settings
 from torch import fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
@@ -36,6 +37,10 @@ from attnlower.patterns.predicate import is_blocked
 from attnlower.patterns.sizes import ranges_of, shape_env_of, shape_of
 
 Tensors = Sequence[torch.Tensor]
+
+# The same examples in every run; to hunt for more, run with --hypothesis-profile=default.
+settings.register_profile("patterns", deadline=None, derandomize=True, database=None)
+settings.load_profile("patterns")
 
 
 @pytest.fixture(autouse=True)

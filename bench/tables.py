@@ -1,0 +1,45 @@
+"""Write README's table of measurements from the JSON files in bench/results/ (`make readme-tables`)."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+RESULTS = Path(__file__).parent / "results"
+BLOCK = re.compile(r"(<!-- bench:start -->\n).*?(<!-- bench:end -->)", re.DOTALL)
+
+
+def section(results: list[dict[str, Any]]) -> str:
+    """A Markdown table of the demo's runs: median seconds with quartiles, ratios, and the difference to eager."""
+    lines: list[str] = []
+    for result in results:
+        machine, settings = result["machine"], result["settings"]
+        lines += [
+            f"{result['model']}; {settings['seq_len']} tokens, batch {settings['batch']}, {settings['rounds']} rounds; "
+            f"{machine['cpu']}, {machine['threads']} threads, torch {machine['torch']}, transformers "
+            f"{machine['transformers']}, {machine['date'][:10]}:",
+            "",
+            "| variant | median s (quartiles) | x oracle | x attnlower | max abs. difference to eager |",
+            "|---|---|---|---|---|",
+        ]
+        for name, row in result["variants"].items():
+            spread = row["seconds_spread"]
+            seconds = f"{spread['median']:.3f} ({spread['lower_quartile']:.3f} to {spread['upper_quartile']:.3f})"
+            ratios = [f"{row['ratio_to'][base]['median']:.3f}" for base in ("oracle", "attnlower")]
+            lines.append(f"| {name} | {seconds} | {' | '.join(ratios)} | {row['max_abs_diff_to_eager']:.1e} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def updated(readme: str) -> str:
+    """README's text with the table made anew."""
+    results = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("demo-*.json"), reverse=True)]
+    return BLOCK.sub(lambda m: f"{m[1]}{section(results)}{m[2]}", readme)
+
+
+if __name__ == "__main__":
+    path = ROOT / "README.md"
+    path.write_text(updated(path.read_text()))
