@@ -90,8 +90,10 @@ def test_reading_assumptions(text: str | list[str], count: int) -> None:
         "other.all()",
         "(attention_mask > 0).all()",
         "attention_mask.all() or 1",
-    ]
-    + ["(attention_mask == 1.5).all()", "__import__('os').all()", "attention_mask.all();"],
+        "(attention_mask == 1.5).all()",
+        "__import__('os').all()",
+        "attention_mask.all();",
+    ],
 )
 def test_assumptions_that_cannot_be_read(text: str) -> None:
     with pytest.raises(OptionError):

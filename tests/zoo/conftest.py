@@ -10,7 +10,7 @@ import gc
 import inspect
 import logging
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
@@ -120,14 +120,22 @@ class Compiled:
     Attributes:
         call: takes the model's keyword arguments, returns its output tensor.
         report: of the first graph.
-        general: the lowered graphs that are valid for every input, one per Dynamo graph, in the order of compilation.
-        fast: those that run while the guards hold; None for a graph without guard.
+        plan: the variants of the first graph.
     """
 
     call: Callable[..., torch.Tensor]
-    report: attnlower.Report = field(default_factory=attnlower.Report)
-    general: list[fx.GraphModule] = field(default_factory=list)
-    fast: list[fx.GraphModule | None] = field(default_factory=list)
+    report: attnlower.Report
+    plan: Plan
+
+    @property
+    def general(self) -> fx.GraphModule:
+        """The lowered graph that is valid for every input."""
+        return self.plan.general.gm
+
+    @property
+    def fast(self) -> fx.GraphModule | None:
+        """The lowered graph that runs while the conditions hold; None if there are none."""
+        return self.plan.guarded.gm if self.plan.guarded is not None else None
 
 
 class Zoo:
@@ -211,27 +219,25 @@ class Zoo:
             return self.output(model(**given))
 
     def compile(self, model: torch.nn.Module, given: dict[str, Any], *, dynamic: bool, **options: Any) -> Compiled:
-        """Compile a model with attnlower, call it once, and keep the lowered graphs.
+        """Compile a model with attnlower and call it once.
 
-        The graph is planned once more for the test to look at; on the way it is checked that planning adds no guard and
-        changes no graph.
+        The first graph is planned once more for the test to look at; on the way it is checked that planning adds no
+        guard and changes no graph.
         """
         chosen = {"target": "eager", "strict": True, **options}
-        compiled = Compiled(torch.nn.Identity())
+        plans: list[Plan] = []
 
         def backend(gm: fx.GraphModule, example_inputs: list[Any]) -> Any:
-            plan = self.plan(gm)
-            compiled.general.append(plan.general.gm)
-            compiled.fast.append(plan.guarded.gm if plan.guarded is not None else None)
+            if not plans:
+                plans.append(self.plan(gm))
             return attnlower_backend(gm, example_inputs, options=chosen)
 
         torch._dynamo.reset()
         program = torch.compile(model, backend=backend, dynamic=dynamic)
-        compiled.call = lambda **kwargs: self.run(program, kwargs)
-        compiled.call(**given)
-        compiled.report = attnlower.last_report()
-        assert compiled.report.error == ""
-        return compiled
+        self.run(program, given)
+        report = attnlower.last_report()
+        assert report.error == ""
+        return Compiled(lambda **kwargs: self.run(program, kwargs), report, plans[0])
 
     def plan(self, gm: fx.GraphModule) -> Plan:
         before = self.snapshot(gm)

@@ -15,12 +15,10 @@ from attnlower.patterns.metadata import value_of
 BLOCKED = -1e30
 """Additive values below this leave no weight to a key."""
 
-SEQUENCES = ("qwen2", "llama", "mistral", "gpt2", "opt", "gemma3", "falcon_alibi", "llama4", "modernbert")
-MODELS = (*SEQUENCES, "bert", "t5", "bart")
+MODELS = ("qwen2", "mistral", "gpt2", "opt", "gemma3", "falcon_alibi", "llama4", "modernbert", "bert", "t5", "bart")
 NAMES = [pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in MODELS]
 STRUCTURE = {
     "qwen2": "causal",
-    "llama": "causal",
     "gpt2": "causal",
     "opt": "causal",
     "mistral": "window",
