@@ -17,6 +17,7 @@ from ..errors import CaptureError, ReadRuleError
 from . import build
 from .calls import AttentionCall, MaskTerm, NearMiss, TermMode, find_attention
 from .capture import CapturedMasks, capture_masks
+from .casts import convert
 from .classify import Classification, classify
 from .expr import Expr, Sort
 from .facts import Facts
@@ -198,6 +199,9 @@ def _mask_value(session: _Session, call: AttentionCall, facts: Facts) -> tuple[E
     if len(call.terms) == 1 and call.terms[0].mode is TermMode.ATTN_MASK:
         element = _read_term(session, reader, call.terms[0], position)
         mask_dtype = _dtype(call.terms[0])
+        if element.sort is Sort.INT:
+            name = call.terms[0].node.name
+            raise ReadRuleError(f"'{name}' is {mask_dtype}; an attention mask is boolean or floating")
         # SDPA converts an additive mask to the query's dtype, or computes in the mask's; blocked values are the mask's.
         return element, mask_dtype if element.sort is Sort.FLOAT else torch.bool
     for term in call.terms:
@@ -241,8 +245,10 @@ def _read_term(session: _Session, reader: Reader, term: MaskTerm, position: tupl
 
 def _apply_term(value: Expr, term: MaskTerm, element: Expr, dtype: torch.dtype) -> Expr:
     """The scores' addend after one more mask term."""
-    if element.sort is Sort.FLOAT:
-        return arithmetic("add", dtype, value, element)
+    if term.mode is TermMode.ADD:
+        # a boolean or integer mask that is added counts as the number it is: true is 1, and blocks nothing
+        return arithmetic("add", dtype, value, convert(element, _dtype(term), dtype))
+    element = convert(element, _dtype(term), torch.bool)
     fill = rounded(float("-inf") if term.fill is None else term.fill, dtype)
     if term.mode is TermMode.BLOCK:
         return build.ite(element, fill, value)

@@ -265,6 +265,8 @@ _negations: WeakKeyDictionary[Expr, ReferenceType[Expr]] = WeakKeyDictionary()
 
 def not_(expr: Expr) -> Expr:
     """Negation. Integer inequalities turn around, so that no negation of them remains."""
+    if expr.sort is not Sort.BOOL:
+        raise TypeError(f"{expr!r} is no truth value")
     known = _negations.get(expr)
     found = known() if known is not None else None
     if found is None:
@@ -292,6 +294,8 @@ def _negated(expr: Expr) -> Expr:
 def _join(op: Op, terms: Iterable[Expr], neutral: Expr, absorbing: Expr) -> Expr:
     kept: dict[Expr, None] = {}
     for term in terms:
+        if term.sort is not Sort.BOOL:
+            raise TypeError(f"{term!r} is no truth value")
         for part in term.args if term.op is op else (term,):
             if part is absorbing:
                 return absorbing
@@ -351,6 +355,8 @@ def conjuncts(expr: Expr) -> tuple[Expr, ...]:
 
 def ite(condition: Expr, then: Expr, otherwise: Expr) -> Expr:
     """``then`` where the condition holds, else ``otherwise``; both of one sort."""
+    if condition.sort is not Sort.BOOL or then.sort is not otherwise.sort:
+        raise TypeError(f"no choice between {then!r} and {otherwise!r} by {condition!r}")
     if condition.is_const:
         return then if condition.value else otherwise
     if then is otherwise:

@@ -397,15 +397,24 @@ def _no_new_guards(shape_env: Any) -> Iterator[list[str]]:
 
 
 def _tells_0_and_1_apart(guard: Any) -> bool:
-    """True for "this size is neither 0 nor 1": the capture has settled that, though a loaded program forgets it."""
+    """True for what follows from "no size is 0 or 1": the capture has settled that, a loaded program has forgotten it.
+
+    Such are `s0 >= 2`, `s0**2 != 1` and `2 <= s0*s1`: a product of sizes grows with each of them, so what holds where
+    all of them are 2 holds above.
+    """
     import sympy
 
-    if not isinstance(guard, sympy.core.relational.Relational) or len(guard.free_symbols) != 1:
+    if not isinstance(guard, (sympy.Ge, sympy.Gt, sympy.Le, sympy.Lt, sympy.Ne)):
         return False
-    (symbol,) = guard.free_symbols
-    if {guard.lhs, guard.rhs} - {symbol, sympy.S(0), sympy.S(1), sympy.S(2)}:
+    relation = guard.reversed if guard.lhs.is_number else guard
+    coefficient, product = relation.lhs.as_coeff_Mul()
+    factors = [f.as_base_exp() for f in sympy.Mul.make_args(product)]
+    if not relation.rhs.is_Integer or coefficient < 1 or isinstance(relation, (sympy.Le, sympy.Lt)):
         return False
-    return all(guard.subs(symbol, value) == sympy.true for value in (2, 3, 4))
+    if not all(base.is_Symbol and power.is_Integer and power >= 1 for base, power in factors):
+        return False
+    least = relation.lhs.subs(dict.fromkeys(relation.lhs.free_symbols, 2))
+    return bool(least > relation.rhs or (least == relation.rhs and isinstance(relation, sympy.Ge)))
 
 
 def _for_tensor_metadata() -> bool:

@@ -293,7 +293,6 @@ class TestUnusualShapes:
         assert done.run(*args).shape == (2, 3, 8, 16)
         same(done.run(*args), Broadcasts()(*args))
 
-    @pytest.mark.xfail(reason="patterns: reading a mask of higher rank than the scores raises ValueError")
     def test_a_mask_of_higher_rank_than_the_scores(
         self, capture: str, masks: Any, lowered: Any, exported: Any, same: Any
     ) -> None:

@@ -149,7 +149,6 @@ def test_what_the_target_does_not_declare_is_an_error(
     assert "node 'attention'" in str(raised.value)
 
 
-@pytest.mark.xfail(reason="patterns: is_canonical takes an OpOverload only, Dynamo records the packet")
 def test_a_canonical_call_in_a_dynamo_graph(inputs: Any, lowered: Any, same: Any) -> None:
     class Canonical(torch.nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:

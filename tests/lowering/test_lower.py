@@ -276,7 +276,6 @@ class TestRoundTrips:
             x = inputs(length)
             same(loaded.module()(x)["attention"], rich.module()(x)["attention"])
 
-    @pytest.mark.xfail(reason="patterns: a loaded ShapeEnv has lost `length >= 2`, so the capture asks for a guard")
     def test_lowering_a_loaded_program(self, rich: ExportedProgram, inputs: Any, same: Any) -> None:
         file = io.BytesIO()
         torch.export.save(rich, file)

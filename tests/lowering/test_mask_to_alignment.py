@@ -221,7 +221,6 @@ class TestTheMaskIsUsedElsewhereToo:
         assert all("written to" in site.reason for site in done.report.sites)
         same(done.run(x), Mutates()(x))
 
-    @pytest.mark.xfail(reason="patterns: the trace shows the first mask as it is after a write that the second needs")
     def test_a_write_that_makes_it_causal_after_its_layer(
         self, capture: str, masks: SimpleNamespace, inputs: Any, lowered: Any, same: Any
     ) -> None:

@@ -360,3 +360,40 @@ def test_a_mask_with_more_axes_than_the_scores() -> None:
     (site,) = analyze(fx.GraphModule({}, graph)).sites
     assert site.classification is None
     assert site.problem == "'mask' has more axes than the scores"
+
+
+# --- masks that are added as numbers --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("mask", "bias"),
+    [
+        (lambda x: causal(x), "where(k <= q, 1.0, 0.0)"),  # scores + True is scores + 1: nothing is blocked
+        (lambda x: (~causal(x)).long(), "where(k <= q, 0.0, 1.0)"),
+        (lambda x: torch.where(causal(x), 0, -10000), "where(k <= q, 0.0, -10000.0)"),
+        (lambda x: torch.where(causal(x), 0, torch.iinfo(torch.int32).min), "where(k <= q, 0.0, -2147483648.0)"),
+    ],
+)
+def test_a_boolean_or_integer_mask_that_is_added_blocks_nothing(mask: Callable[..., Any], bias: str) -> None:
+    class Model(torch.nn.Module):
+        def forward(self, x: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+            scores = x @ x.transpose(-1, -2) + mask(x)
+            return torch.softmax(scores, -1) @ x * attention_mask.sum()
+
+    (site,) = analyze(exported(Model())).sites
+    assert site.classification is not None
+    assert site.classification.kinds == {"bias"}
+    assert not site.classification.exact
+    assert str(site.classification.predicate) == f"true; bias {bias}"
+
+
+def test_an_attention_mask_of_integers_is_refused() -> None:
+    graph = fx.Graph()
+    q, mask = graph.placeholder("q"), graph.placeholder("mask")
+    q.meta["val"], mask.meta["val"] = X, torch.ones(6, 6, dtype=torch.int64)
+    call = graph.call_function(torch.ops.aten.scaled_dot_product_attention.default, (q, q, q, mask))
+    call.meta["val"] = X
+    graph.output(call)
+    (site,) = analyze(fx.GraphModule({}, graph)).sites
+    assert site.classification is None
+    assert "boolean or floating" in site.problem

@@ -371,3 +371,13 @@ def test_nested_choices_and_logic_stay_cheap() -> None:
     assert build.not_(build.not_(truth)) is truth
     assert build.is_constant_tree(number)
     assert build.le(number, N(60)).sort is Sort.BOOL
+
+
+def test_only_truth_values_are_negated_joined_and_chosen_by() -> None:
+    for wrong in (lambda: build.not_(Q), lambda: build.and_(Q, build.TRUE), lambda: build.or_(N(1), build.le(K, Q))):
+        with pytest.raises(TypeError, match="is no truth value"):
+            wrong()
+    with pytest.raises(TypeError, match="no choice"):
+        build.ite(N(1), Q, K)
+    with pytest.raises(TypeError, match="no choice"):
+        build.ite(build.le(K, Q), Q, build.TRUE)

@@ -128,7 +128,7 @@ ROUNDABOUT = {
 FLOATS = {n for n, f in POSITIVES.items() if f(X).dtype.is_floating_point}
 
 
-@pytest.fixture(scope="module", params=["export-static", "export-dynamic", "dynamo-static", "dynamo-dynamic"])
+@pytest.fixture(scope="module", params=["export-static", "export-dynamic", "dynamo-dynamic"])
 def positives(request: pytest.FixtureRequest, analyze_masks: Callable[..., Any]) -> tuple[Any, bool]:
     how, _, sizes = request.param.partition("-")
     shapes = [{0: Dim.DYNAMIC, 2: Dim.DYNAMIC}] if sizes == "dynamic" else None
@@ -242,7 +242,7 @@ OPAQUE = {"int-overflow", "bfloat16-positions"}
 BIASED = {n for n in NEAR if n.startswith(("finite", "allowed", "alibi", "positive-inf", "nan", "inf-times"))}
 
 
-@pytest.fixture(scope="module", params=["export-static", "export-dynamic", "dynamo-dynamic"])
+@pytest.fixture(scope="module", params=["export-dynamic", "dynamo-dynamic"])
 def near(request: pytest.FixtureRequest, analyze_masks: Callable[..., Any]) -> tuple[Any, bool]:
     how, _, sizes = request.param.partition("-")
     shapes = [{0: Dim.DYNAMIC, 2: Dim.DYNAMIC}] if sizes == "dynamic" else None

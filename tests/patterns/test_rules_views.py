@@ -304,7 +304,7 @@ STEPS = st.tuples(
 )
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(STEPS, min_size=1, max_size=6), st.booleans())
 def test_random_programs(read: Check, steps: list[tuple[str, int, int, int]], dynamic: bool) -> None:
     inputs = (torch.randint(-5, 6, (3, 4)), torch.randint(-5, 6, (4,)))

@@ -311,6 +311,15 @@ def zoo() -> Zoo:
 
 
 @pytest.fixture(autouse=True, scope="session")
+def one_thread() -> Iterator[None]:
+    """Models this small lose more by waking threads than by computing, above all on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True, scope="session")
 def no_structured_trace() -> Iterator[None]:
     """Keep pytest from recording Dynamo's structured trace: megabytes, and a quarter of the time of these tests."""
     trace = logging.getLogger("torch.__trace")
