@@ -37,7 +37,9 @@ class Padded(torch.nn.Module):
 
 def exported(dynamic: bool = True, module: torch.nn.Module | None = None) -> fx.GraphModule:
     shapes: Any = ({0: Dim.DYNAMIC, 2: Dim.DYNAMIC}, {0: Dim.DYNAMIC, 1: Dim.DYNAMIC}) if dynamic else None
-    return torch.export.export(module or Padded(), (X, PAD), dynamic_shapes=shapes, strict=False).graph_module
+    # export marks the dimensions of its example tensors as dynamic, and the marks stay: each capture gets its own
+    args = (X.clone(), PAD.clone())
+    return torch.export.export(module or Padded(), args, dynamic_shapes=shapes, strict=False).graph_module
 
 
 def snapshot(gm: fx.GraphModule) -> tuple[Any, ...]:
