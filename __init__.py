@@ -10,10 +10,13 @@ from importlib.metadata import version
 from .errors import (
     AttnLowerError,
     CaptureError,
+    DrawingError,
     LegalizeError,
     OptionError,
     ProgramError,
     ReadRuleError,
+    ReportError,
+    TemplateError,
 )
 from .lowering import AttentionSite, Lowered, Report, explain, last_report, lower
 
@@ -23,12 +26,15 @@ __all__ = [
     "AttentionSite",
     "AttnLowerError",
     "CaptureError",
+    "DrawingError",
     "LegalizeError",
     "Lowered",
     "OptionError",
     "ProgramError",
     "ReadRuleError",
     "Report",
+    "ReportError",
+    "TemplateError",
     "__version__",
     "explain",
     "last_report",

@@ -23,5 +23,17 @@ class LegalizeError(AttnLowerError):
     """A canonical attention call asks for something its target has not declared."""
 
 
+class TemplateError(AttnLowerError):
+    """A mask template was registered wrongly, or a finder suggested something that is no template."""
+
+
 class ReadRuleError(AttnLowerError):
     """A read rule returned something that is no expression, or was registered wrongly."""
+
+
+class DrawingError(AttnLowerError, ValueError):
+    """A mask cannot be drawn as asked: a tensor is missing, or sizes do not fit."""
+
+
+class ReportError(AttnLowerError, OSError):
+    """A report cannot be written where it was asked for."""

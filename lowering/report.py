@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+import torch
+
+from ..errors import ReportError
 from ..patterns.analyze import Analysis, SiteAnalysis
 from ..patterns.classify import Classification
-from ..patterns.conditions import Condition
+from ..patterns.conditions import AnyCondition, ValueCondition
 from ..patterns.masks.sliding_window import SlidingWindow
+from ..patterns.predicate import Predicate
 from ..patterns.verdict import Proved, Refuted
 from .passes.base import Site
 from .result import PassResult
@@ -31,6 +37,7 @@ class AttentionSite:
         witness: for a refuted mask, sizes, coordinates and inputs at which it differs from the nearest known mask.
         spelling: how the call is written in the graph ("sdpa", "eager", ...).
         conditions: what a "guarded" action rests on, e.g. ``("attention_mask.all()",)``.
+        predicate: the mask's meaning, which draws itself (`site.predicate.draw()`); None if it could not be read.
     """
 
     module: str
@@ -43,6 +50,7 @@ class AttentionSite:
     witness: Mapping[str, int | bool] | None = None
     spelling: str = "sdpa"
     conditions: tuple[str, ...] = ()
+    predicate: Predicate | None = field(default=None, repr=False, compare=False)
 
     def to_dict(self) -> dict[str, Any]:
         """The site as JSON data."""
@@ -100,6 +108,28 @@ class Report:
             "stats": dict(self.stats),
             "error": self.error,
         }
+
+    def to_html(self, path: str | os.PathLike[str], tensors: Mapping[str, torch.Tensor] | None = None) -> None:
+        """Write the report as one HTML page that needs nothing else: each distinct mask drawn, its formula and proof.
+
+        Args:
+            path: the file to write (UTF-8); one that is there is replaced.
+            tensors: inputs by the label that formulas show, e.g. ``{"attention_mask": ...}``: the masks that depend on
+                no others are drawn for these, too. Without them a mask that depends on data gets an example.
+
+        Raises:
+            ReportError: if the file cannot be written, e.g. because its folder does not exist.
+        """
+        from .html import report_page
+
+        target = Path(path)
+        if not target.parent.is_dir():
+            raise ReportError(f"{target}: there is no folder '{target.parent}' to write the report into")
+        page = report_page(self, tensors)
+        try:
+            target.write_text(page, encoding="utf-8")
+        except OSError as error:
+            raise ReportError(f"{target}: the report cannot be written: {error.strerror or error}") from error
 
     def __str__(self) -> str:
         return render(self)
@@ -211,13 +241,14 @@ def _site(
         witness=dict(verdict.witness) if isinstance(verdict, Refuted) else None,
         spelling=call.spelling,
         conditions=tuple(str(c) for c in acting.conditions),
+        predicate=named.predicate,
     )
 
 
 def _reason(
     found: SiteAnalysis,
     action: str,
-    conditions: tuple[Condition, ...],
+    conditions: tuple[AnyCondition, ...],
     refusals: Mapping[tuple[str, str], str],
     *,
     assumed: bool,
@@ -225,6 +256,8 @@ def _reason(
     named, call = found.classification, found.call
     if named is None:
         return found.problem
+    if action == "guarded" and all(isinstance(c, ValueCondition) for c in conditions):
+        return f"{named.reason}, which every call checks; else the mask is kept"
     if action == "guarded" and named.guard is not None:
         text = " and ".join(str(c) for c in conditions)
         if assumed:

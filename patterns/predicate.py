@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -52,6 +53,43 @@ class Predicate:
         So it is for boolean masks and -inf. With finite blocked values such a row is the plain mean of the values.
         """
         return all(value == float("-inf") for value in self.blocked)
+
+    def draw(
+        self,
+        sizes: Mapping[str, int] | None = None,
+        tensors: Mapping[str, torch.Tensor] | None = None,
+        *,
+        batch: int = 0,
+        head: int = 0,
+        example: bool = False,
+        witness: Mapping[str, int | bool] | None = None,
+        limit: int = 32,
+    ) -> str:
+        """The mask as text for a terminal: queries down, keys across, each pair allowed, blocked or up to data.
+
+        Args:
+            sizes: numbers for axes (``q``, ``k``) or size symbols (``s53``); the rest get sensible ones, in which the
+                mask's own constants show.
+            tensors: the inputs the mask depends on, by the label that the formula shows, each of the shape that the
+                formula's indices imply; the mask is then drawn as it is for them.
+            batch: the row of the batch to draw.
+            head: the head to draw.
+            example: make up inputs (padding, three documents, ...) for a mask that depends on data, and say so.
+            witness: a counterexample, as in `AttentionSite.witness`, to be marked.
+            limit: most cells along an axis; a longer axis is sampled at a stride, which the caption names.
+
+        Raises:
+            DrawingError: if a tensor is missing or does not fit, a size is unknown, out of range or at odds with
+                others, or no example is known.
+        """
+        from .drawing import make_picture, picture_text, sizes_for_witness, witness_in_words
+
+        given = {**sizes_for_witness(self, witness), **(sizes or {})}
+        picture = make_picture(
+            self, given, tensors, batch=batch, head=head, example=example, witness=witness, limit=limit
+        )
+        words = witness_in_words(self, witness) if witness is not None else ""
+        return picture_text(picture, format_expr(self.allowed, 160), words)
 
 
 def predicate_of(value: Expr, dtype: torch.dtype, facts: Facts) -> Predicate:

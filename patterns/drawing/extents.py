@@ -1,0 +1,155 @@
+"""Sizes for a picture: those the caller names, those of the given tensors, and for the rest sensible ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import torch
+
+from ...errors import DrawingError
+from .. import build
+from ..evaluate import EvaluationError, evaluate
+from ..expr import Expr, Op, Sort, cells, coords, is_positional, sizes, walk
+from ..facts import Facts
+
+PLAIN_LENGTH = 16
+"""Positions shown of a mask without constants of its own."""
+WINDOWS = 3
+"""How many times a mask's largest constant fits into the picture."""
+_LARGEST_CONSTANT = 2**20
+_ATTEMPTS = 12
+
+
+def choose_sizes(
+    exprs: tuple[Expr, ...],
+    facts: Facts,
+    given: Mapping[str, int],
+    tensors: Mapping[str, torch.Tensor],
+    least: Mapping[str, int],
+) -> dict[str, int]:
+    """A number for every size symbol.
+
+    Args:
+        exprs: what is to be drawn.
+        facts: ranges of the symbols and extents of the coordinates.
+        given: sizes by symbol (``s53``) or by axis (``q``).
+        tensors: the given data, by label; where a coordinate indexes a tensor directly, that axis has its size.
+        least: for each coordinate, the position that has to be inside.
+
+    Raises:
+        DrawingError: if a size is unknown, out of its range, or at odds with another.
+    """
+    symbols = sorted(sizes(*exprs, *facts.extents.values()))
+    fixed: dict[str, int] = {}
+    for name, value in given.items():
+        if name not in symbols and name not in facts.extents:
+            raise DrawingError(f"no size '{name}' in this mask; sizes are {[*facts.extents, *symbols]}")
+        if value < 1:
+            raise DrawingError(f"size '{name}' is {value}; a picture needs at least one position on each axis")
+        if name in symbols:
+            _fix(fixed, name, value, facts)
+    for name, value in given.items():
+        if name not in symbols:
+            _fix_extent(fixed, name, value, facts)
+    for name, value in _sizes_of_tensors(exprs, tensors):
+        if name in facts.extents and not sizes(facts.extents[name]) <= set(fixed):
+            _fix_extent(fixed, name, value, facts)
+    return _filled(exprs, facts, symbols, fixed, least)
+
+
+def extents_at(facts: Facts, chosen: Mapping[str, int]) -> dict[str, int]:
+    """The size of every axis, by coordinate.
+
+    Raises:
+        DrawingError: if an extent is not made of sizes.
+    """
+    found = {}
+    for name, extent in facts.extents.items():
+        try:
+            found[name] = int(evaluate(extent, chosen, {}).item())
+        except EvaluationError as error:
+            raise DrawingError(f"the size of axis '{name}' is not known before the program runs: {extent!r}") from error
+    return found
+
+
+def _fix(fixed: dict[str, int], symbol: str, value: int, facts: Facts) -> None:
+    low, high = facts.ranges.get(symbol, (0, None))
+    if value < low or (high is not None and value > high):
+        upper = "any" if high is None else high
+        raise DrawingError(f"size '{symbol}' is {value}, outside its range {low} to {upper}")
+    fixed[symbol] = value
+
+
+def _fix_extent(fixed: dict[str, int], axis: str, value: int, facts: Facts) -> None:
+    """Give an axis a size by solving its extent for the one symbol that is still free."""
+    extent = build.substitute(facts.extents[axis], {build.size(n): build.const_int(v) for n, v in fixed.items()})
+    constant, parts = build.linear_parts(extent)
+    if not parts:
+        if constant != value:
+            raise DrawingError(f"axis '{axis}' has size {constant} here, not {value}")
+        return
+    (atom, factor), *others = parts.items()
+    if others or atom.op is not Op.SIZE or (value - constant) % factor:
+        raise DrawingError(
+            f"axis '{axis}' has size {extent!r}, which does not tell the sizes apart; give {_free(extent)}"
+        )
+    _fix(fixed, str(atom.payload), (value - constant) // factor, facts)
+
+
+def _free(extent: Expr) -> str:
+    return " and ".join(f"'{name}'" for name in sorted(sizes(extent)))
+
+
+def _sizes_of_tensors(exprs: tuple[Expr, ...], tensors: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, int]]:
+    """For each axis that indexes a given tensor directly, its size (the smallest, if there are several)."""
+    found: dict[str, int] = {}
+    for cell in cells(*exprs):
+        tensor = tensors.get(cell.payload.label)
+        if tensor is None:
+            continue
+        for index, extent in zip(cell.args, tensor.shape, strict=False):
+            if index.op is Op.COORD:
+                name = str(index.payload)
+                found[name] = min(found.get(name, extent), extent)
+    yield from found.items()
+
+
+def _filled(
+    exprs: tuple[Expr, ...], facts: Facts, symbols: list[str], fixed: Mapping[str, int], least: Mapping[str, int]
+) -> dict[str, int]:
+    length = max(PLAIN_LENGTH, WINDOWS * largest_constant(exprs))
+    queries = sizes(facts.extents["q"])
+    lengths = {*queries, *sizes(facts.extents["k"]), *sizes(*exprs)}
+    for attempt in range(_ATTEMPTS):
+        chosen = dict(fixed)
+        for symbol in symbols:
+            if symbol in chosen:
+                continue
+            wanted = 2
+            if symbol in lengths:
+                # more keys than queries, where the two differ, so that the axes and the corners can be told apart
+                wanted = length * 2**attempt if symbol in queries else length * 2**attempt * 3 // 2
+            elif attempt:
+                wanted = 2**attempt
+            low, high = facts.ranges.get(symbol, (0, None))
+            chosen[symbol] = max(low, wanted if high is None else min(wanted, high), 1)
+        extents = extents_at(facts, chosen)
+        if all(n >= 1 for n in extents.values()) and all(extents.get(n, at + 1) > at for n, at in least.items()):
+            return chosen
+    for name, at in least.items():
+        if name in extents and at >= extents[name]:
+            raise DrawingError(f"there is no position {at} on axis '{name}' of size {extents[name]}")
+    raise DrawingError(f"no sizes found that leave something to draw; give sizes for {symbols}")
+
+
+def largest_constant(exprs: tuple[Expr, ...]) -> int:
+    """The largest distance that a formula speaks of: a window, a chunk, an offset; 0 if none."""
+    found = [0]
+    for part in walk(*exprs):
+        if part.op in (Op.LE0, Op.EQ0) and part.args[0].sort is Sort.INT and is_positional(part):
+            constant, terms = build.linear_parts(part.args[0])
+            if any(coords(t) for t in terms):
+                found.append(abs(constant) // min(abs(c) for c in terms.values()))
+        if part.op in (Op.FLOORDIV, Op.MOD) and part.args[1].is_const and coords(part.args[0]) & {"q", "k"}:
+            found.append(abs(part.args[1].value))
+    return max(n for n in found if n <= _LARGEST_CONSTANT)
