@@ -10,6 +10,8 @@ from torch import fx
 from torch.export import ExportedProgram, ModuleCallEntry
 from torch.export.graph_signature import InputKind, TensorArgument
 
+from ..patterns.aliasing import writes_into, written_tensors
+from ..patterns.capture import is_literal_name
 from ..patterns.sizes import ranges_of
 
 
@@ -22,6 +24,47 @@ def lifted_constants(program: ExportedProgram) -> dict[str, torch.Tensor]:
             if isinstance(value, torch.Tensor):
                 found[spec.arg.name] = value
     return found
+
+
+def fixed_buffers(program: ExportedProgram) -> dict[str, torch.Tensor]:
+    """Buffers, persistent or not, that the program does not write into, by the name of their placeholder.
+
+    A program that is not functionalised writes into buffers without listing them in its signature. Memory that is
+    shared with a written buffer or with a parameter counts as written.
+    """
+    signature = program.graph_signature
+    tensors = {**program.constants, **program.state_dict}
+    nodes = {n.name: n for n in program.graph.nodes if n.op == "placeholder"}
+    writers = [n for n in program.graph.nodes if written_tensors(n)]
+    changing = {
+        _memory(tensors.get(str(spec.target)))
+        for spec in signature.input_specs
+        if spec.kind is InputKind.PARAMETER
+        or spec.target in signature.buffers_to_mutate.values()
+        or any(writes_into(w, set(), {nodes[spec.arg.name]}) for w in writers)
+    }
+    found: dict[str, torch.Tensor] = {}
+    for spec in signature.input_specs:
+        value = tensors.get(str(spec.target)) if spec.kind is InputKind.BUFFER else None
+        if isinstance(value, torch.Tensor) and _memory(value) not in changing:
+            found[spec.arg.name] = value
+    return found
+
+
+def _memory(value: object) -> int | None:
+    if not isinstance(value, torch.Tensor) or value.layout is not torch.strided:
+        return None
+    return int(value.untyped_storage()._cdata)
+
+
+def origins(program: ExportedProgram) -> dict[str, str]:
+    """What a report calls the tensors that a program brings along, by the name of their placeholder."""
+    words = {InputKind.BUFFER: "buffer", InputKind.CONSTANT_TENSOR: "constant"}
+    return {
+        spec.arg.name: f"{words[spec.kind]} '{spec.target}'"
+        for spec in program.graph_signature.input_specs
+        if spec.kind in words and not is_literal_name(str(spec.target))
+    }
 
 
 def user_inputs(program: ExportedProgram) -> dict[str, str]:

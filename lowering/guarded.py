@@ -10,7 +10,8 @@ import torch
 from torch import fx
 
 from ..patterns.aliasing import op_name
-from ..patterns.conditions import Condition
+from ..patterns.conditions import AnyCondition
+from ..patterns.constants import is_plain
 from ..patterns.metadata import tensor_of
 from .copying import copy_graph_module
 
@@ -20,12 +21,12 @@ Compiled = Callable[..., Any]
 class GuardedCallable:
     """A compiled graph in two variants and the check that picks one at every call.
 
-    The check is one small reduction over each input concerned (`attention_mask.all()`), read back by the host. The
-    general variant is compiled when it is first needed.
+    The check is one small reduction over each input concerned (`attention_mask.all()`), or a comparison of a buffer
+    with the value it had, read back by the host. The general variant is compiled when it is first needed.
     """
 
     def __init__(
-        self, fast: Compiled, make_general: Callable[[], Compiled], checks: Sequence[tuple[int, Condition]]
+        self, fast: Compiled, make_general: Callable[[], Compiled], checks: Sequence[tuple[int, AnyCondition]]
     ) -> None:
         self._fast = fast
         self._make_general = make_general
@@ -54,7 +55,32 @@ class GuardedCallable:
         return self._general(*args)
 
 
-def checks_for(gm: fx.GraphModule, conditions: Sequence[Condition]) -> list[tuple[int, Condition]]:
+def buffer_values(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> dict[str, torch.Tensor]:
+    """The present values of the model's buffers among the inputs of a Dynamo graph, by node name.
+
+    Dynamo marks the tensors that it found in modules as static inputs and hands over the real ones. A tensor that the
+    caller passes in is never among them, marked or not, and a parameter neither.
+    """
+    found: dict[str, torch.Tensor] = {}
+    placeholders = [n for n in gm.graph.nodes if n.op == "placeholder"]
+    for node, value in zip(placeholders, example_inputs, strict=False):
+        marked = (node.meta.get("tensor_dict") or {}).get("_dynamo_static_input_type") is not None
+        source = getattr(node.meta.get("grapharg"), "source", None)
+        if marked and _in_module(source) and is_plain(value) and not isinstance(value, torch.nn.Parameter):
+            found[node.name] = value
+    return found
+
+
+def _in_module(source: Any) -> bool:
+    """True if a tensor was found by way of a module."""
+    while source is not None:
+        if "NNModule" in type(source).__name__:
+            return True
+        source = getattr(source, "base", None)
+    return False
+
+
+def checks_for(gm: fx.GraphModule, conditions: Sequence[AnyCondition]) -> list[tuple[int, AnyCondition]]:
     """The position of each condition's input among the graph's arguments."""
     names = [n.name for n in gm.graph.nodes if n.op == "placeholder"]
     return [(names.index(c.node), c) for c in conditions]

@@ -8,7 +8,7 @@ from torch import fx
 
 from ..errors import AttnLowerError
 from ..patterns.analyze import Analysis
-from ..patterns.conditions import Condition
+from ..patterns.conditions import AnyCondition
 from .copying import copy_graph_module
 from .passes import Canonicalize, DropMask, FoldRepeatKV, GuardPadding, Legalize, MaskToAlignment, ShareMasks
 from .passes.base import Pass, PassContext, Site
@@ -65,7 +65,7 @@ def build_variant(
     gm: fx.GraphModule,
     analysis: Analysis,
     target: Target,
-    assumed: tuple[Condition, ...] = (),
+    assumed: tuple[AnyCondition, ...] = (),
     passes: tuple[Pass, ...] = PIPELINE,
 ) -> Variant:
     """Run the pipeline on a copy of a graph.

@@ -436,16 +436,33 @@ def _known_constants(
 ) -> dict[str, torch.Tensor]:
     """Boundary tensors whose value is fixed: lifted constants and constant attributes, not parameters or buffers.
 
-    A GraphModule registers the literals that make_fx and export met as buffers; their names tell them apart.
+    A GraphModule registers the literals that make_fx and export met as buffers; their names tell them apart. make_fx
+    names a module's buffer in the same way, but only a literal is copied before it is used. Nothing that the graph
+    itself writes into is constant.
     """
-    buffers = {name for name, _ in gm.named_buffers() if not _LITERAL.fullmatch(name)}
-    buffers |= {name for name, _ in gm.named_parameters()}
-    buffers |= {str(w.target) for n in gm.graph.nodes for w in written_tensors(n) if w.op == "get_attr"}
+    parameters = {name for name, _ in gm.named_parameters()}
+    buffers = {name for name, _ in gm.named_buffers()}
+    writers = [n for n in gm.graph.nodes if written_tensors(n)]
     known: dict[str, torch.Tensor] = {}
     for node, placeholder in zip(boundary, placeholders, strict=True):
         value = constants.get(node.name)
-        if value is None and node.op == "get_attr" and str(node.target) not in buffers:
+        own = node.op == "get_attr" and str(node.target) not in parameters
+        if value is None and own and (str(node.target) not in buffers or _is_literal(node)):
             value = _attribute(node)
-        if isinstance(value, torch.Tensor) and not isinstance(value, FakeTensor):
+        if not isinstance(value, torch.Tensor) or isinstance(value, FakeTensor):
+            continue
+        recorded = tensor_of(node)
+        if recorded is not None and (recorded.dtype != value.dtype or recorded.dim() != value.dim()):
+            continue
+        if not any(writes_into(w, set(), {node}) for w in writers):
             known[placeholder.name] = value
     return known
+
+
+def _is_literal(node: fx.Node) -> bool:
+    return is_literal_name(str(node.target)) and all(op_name(u).startswith("lift_fresh") for u in node.users)
+
+
+def is_literal_name(name: str) -> bool:
+    """True for the names that make_fx and export give to tensors that were written out in the code."""
+    return _LITERAL.fullmatch(name) is not None

@@ -10,6 +10,7 @@ import torch
 
 from ..errors import OptionError
 from . import build
+from .constants import same_bits
 from .expr import CellRef, Expr, Op, Sort, cells, walk
 
 
@@ -38,14 +39,46 @@ class Condition:
         """A 0-d boolean tensor: the condition's value for an input tensor."""
         return (tensor == self.value).all() if self.relation == "==" else (tensor != self.value).all()
 
-    def implies(self, other: Condition) -> bool:
+    def implies(self, other: object) -> bool:
         """True if this condition makes another one true (same input)."""
-        if self.node != other.node:
+        if not isinstance(other, Condition) or self.node != other.node:
             return False
         if self.relation == other.relation and self.value == other.value:
             return True
         return self.relation == "==" and other.relation == "!=" and self.value != other.value
 
+
+@dataclass(frozen=True, eq=False)
+class ValueCondition:
+    """An input that the user's code treats as a buffer holds what it held at compile time, bit for bit.
+
+    All elements are compared at every call. Nothing less is sound: a tensor's identity and version counter miss writes
+    through `.data`, and a buffer may be replaced as a whole. `same_bits` says what that costs.
+
+    Attributes:
+        label: the user's name of the buffer.
+        node: name of the graph node that holds it.
+        expected: a copy of the value it had.
+    """
+
+    label: str
+    node: str
+    expected: torch.Tensor
+
+    def __str__(self) -> str:
+        return f"buffer '{self.label}' keeps its value"
+
+    def holds(self, tensor: torch.Tensor) -> bool:
+        """True if a tensor holds the expected value."""
+        return same_bits(tensor, self.expected)
+
+    def implies(self, other: object) -> bool:
+        """True for the same condition."""
+        return self is other
+
+
+AnyCondition = Condition | ValueCondition
+"""What a variant of a program may rest on."""
 
 _ALL = re.compile(r"^(?P<name>[A-Za-z_][\w.]*)\.all\(\)$")
 _COMPARED = re.compile(r"^\(\s*(?P<name>[A-Za-z_][\w.]*)\s*(?P<relation>==|!=)\s*(?P<value>-?\d+)\s*\)\.all\(\)$")

@@ -18,7 +18,7 @@ Rules live in a `RuleTable`. The default table is assembled in `rules/`; users e
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -27,6 +27,7 @@ from torch import fx
 from ..errors import ReadRuleError
 from . import build
 from .casts import convert
+from .constants import Constants
 from .expr import CellRef, Expr, Sort
 from .facts import Facts
 from .floats import rounded, to_float
@@ -92,8 +93,10 @@ class Reader:
         facts: what is known of sizes and coordinates.
         rules: the read rules.
         labels: for each boundary node, how it is shown and whether it is an input of the user's graph.
-        constants: tensors known by value (lifted constants), by node name.
+        constants: tensors known by value (lifted constants, buffers that are not written to), by node name.
         unread: filled while reading: for each node that could not be opened, the reason.
+        bounds: filled while reading: for each unread constant, a bound on the absolute value of its elements.
+        forms: closed forms of constants, shared by the readers of one program.
         decider: proves conditions that intervals do not settle (the solver); None does without.
     """
 
@@ -102,8 +105,11 @@ class Reader:
     labels: Mapping[str, CellRef] = field(default_factory=dict)
     constants: Mapping[str, torch.Tensor] = field(default_factory=dict)
     unread: dict[str, str] = field(default_factory=dict)
+    bounds: dict[str, float] = field(default_factory=dict)
     decider: Callable[[Expr, Facts], bool] | None = None
+    forms: Constants = field(default_factory=Constants, repr=False)
     _memo: dict[tuple[fx.Node, Coords], Expr] = field(default_factory=dict, repr=False)
+    _inner: dict[tuple[str, Expr], Reader] = field(default_factory=dict, repr=False)
 
     def read(self, value: Any, coords: Coords) -> Expr:
         """The element of a tensor node at the coordinates, or a scalar argument as an expression."""
@@ -164,6 +170,14 @@ class Reader:
             return then if settled else otherwise
         return build.ite(condition, then, otherwise)
 
+    def within(self, name: str, extent: Expr) -> Reader:
+        """A reader that knows one more coordinate, with its axis: what it reads holds where that axis has elements."""
+        key = name, extent
+        if key not in self._inner:
+            facts = replace(self.facts, extents={**self.facts.extents, name: extent})
+            self._inner[key] = replace(self, facts=facts, _memo={}, _inner={})
+        return self._inner[key]
+
     def holds(self, condition: Expr, facts: Facts) -> bool:
         """True if the condition is proved under the facts, by intervals or by the solver."""
         settled = facts.decide(condition)
@@ -184,12 +198,29 @@ class Reader:
         self.unread.setdefault(name, reason)
         return build.cell(CellRef(name, name, self.dtype(node), is_input=False), coords)
 
+    def constant(self, node: fx.Node, tensor: torch.Tensor, coords: Coords) -> Expr:
+        """The element of a tensor known by value: by its closed form, else a CELL that is no free input."""
+        found = self.forms.of(tensor)
+
+        def rest() -> Expr:
+            ref = self.labels.get(node.name)
+            shape = "x".join(str(s) for s in tensor.shape)
+            reason = f"a constant of shape {shape} follows no known pattern"
+            element = (
+                self.opaque(node, coords, reason) if ref is None else build.cell(replace(ref, is_input=False), coords)
+            )
+            self.unread.setdefault(element.payload.node, reason)
+            self.bounds[element.payload.node] = found.bound
+            return element
+
+        return rest() if found.form is None else found.form(coords, rest)
+
     def _read_tensor(self, node: fx.Node, recorded: torch.Tensor, coords: Coords) -> Expr:
-        constant = self.constants.get(node.name)
-        if constant is not None and constant.numel() == 1:
-            return constant_expr(constant)
         if recorded.dtype.is_complex:
             return self.opaque(node, coords, "complex numbers are not read")
+        constant = self.constants.get(node.name)
+        if constant is not None:
+            return self.constant(node, constant, coords)
         ref = self.labels.get(node.name)
         if ref is not None:
             return build.cell(ref, coords)
@@ -227,18 +258,6 @@ def scalar_expr(value: Any) -> Expr:
     if isinstance(value, torch.SymBool):
         return build.apply(str(value.node.expr), Sort.BOOL, ())
     raise Unreadable(f"argument of type {type(value).__name__} is no scalar")
-
-
-def constant_expr(tensor: torch.Tensor) -> Expr:
-    """The value of a one-element tensor."""
-    value = tensor.reshape(-1)[0].item()
-    if tensor.dtype is torch.bool:
-        return build.const_bool(bool(value))
-    if tensor.dtype.is_floating_point:
-        return rounded(float(value), tensor.dtype)
-    if tensor.dtype.is_complex:
-        raise Unreadable("complex constants are not read")
-    return build.const_int(int(value))
 
 
 def as_dtype(expr: Expr, dtype: torch.dtype) -> Expr:

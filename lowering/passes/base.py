@@ -10,7 +10,7 @@ import torch
 from torch import fx
 
 from ...patterns.analyze import SiteAnalysis
-from ...patterns.conditions import Condition
+from ...patterns.conditions import AnyCondition
 from ...patterns.masks.template import Alignment
 from ...patterns.metadata import tensor_of
 from ...patterns.sizes import shape_of
@@ -37,7 +37,7 @@ class Site:
     node: fx.Node
     canonical: bool = False
     action: str = "keep"
-    conditions: tuple[Condition, ...] = ()
+    conditions: tuple[AnyCondition, ...] = ()
 
 
 @dataclass
@@ -57,7 +57,7 @@ class PassContext:
     nodes: dict[fx.Node, fx.Node]
     sites: list[Site]
     target: Target
-    assumed: tuple[Condition, ...] = ()
+    assumed: tuple[AnyCondition, ...] = ()
     done: list[str] = field(default_factory=list)
 
 

@@ -11,7 +11,7 @@ from .. import build
 from ..casts import wraps
 from ..expr import Expr, Sort
 from ..floats import EXACT_LIMIT, magnitude, to_float
-from ..reader import Coords, Reader, RuleTable, Unreadable, as_dtype, bind, constant_expr
+from ..reader import Coords, Reader, RuleTable, Unreadable, as_dtype, bind
 
 aten = torch.ops.aten
 RULES = RuleTable()
@@ -95,6 +95,6 @@ def read_lifted(reader: Reader, node: fx.Node, coords: Coords) -> Expr:
     source = bind(node)["self"]
     if isinstance(source, fx.Node) and source.op == "get_attr":
         value = getattr(node.graph.owning_module, str(source.target), None)
-        if isinstance(value, torch.Tensor) and value.numel() == 1 and type(value) is torch.Tensor:
-            return constant_expr(value)
+        if type(value) is torch.Tensor:
+            return reader.constant(source, value, coords)
     return reader.read(source, coords)
