@@ -18,11 +18,12 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..errors import DrawingError
-from ..patterns.drawing import Cell, HeatMap, Picture, heat_map, make_picture, sizes_for_witness, witness_in_words
+from ..patterns.drawing import Cell, HeatMap, Picture, heat_map, make_picture, sizes_for_witness
 from ..patterns.drawing.paint import cell_pixels, heat_palette, heat_png, picture_png
-from ..patterns.expr import Op, cells, is_positional, walk
+from ..patterns.expr import Op, cells, walk
 from ..patterns.formula import format_expr
 from ..patterns.predicate import Predicate
+from ..patterns.witness import describe_witness
 
 if TYPE_CHECKING:
     from .report import AttentionSite, Report
@@ -135,7 +136,7 @@ def _legend() -> str:
 def _card(number: int, mask: DistinctMask, tensors: Mapping[str, torch.Tensor] | None) -> str:
     site = mask.first
     kinds = "".join(f"<li>{escape(k)}</li>" for k in sorted(site.kinds))
-    actions = "".join(f"<li>{escape(a)}</li>" for a in dict.fromkeys(s.action for s in mask.sites))
+    actions = "".join(f"<li>action: {escape(a)}</li>" for a in dict.fromkeys(s.action for s in mask.sites))
     return "\n".join(
         [
             f'<section class="card" id="mask-{number}">',
@@ -145,6 +146,7 @@ def _card(number: int, mask: DistinctMask, tensors: Mapping[str, torch.Tensor] |
             f'<div class="pictures">{"".join(_figures(mask, tensors))}</div>',
             f'<div class="words">{"".join(_words(mask))}</div>',
             "</div>",
+            _sites(mask.sites),
             "</section>",
         ]
     )
@@ -183,11 +185,11 @@ def _example(predicate: Predicate) -> Iterator[str]:
 
 def _figure(picture: Picture, name: str, notes: tuple[str, ...]) -> str:
     counts = [f"{picture.count(c)} {w}" for c, w in _COUNTED if picture.count(c)]
-    words = f"{picture.caption}: {', '.join(counts)}"
+    words = f"{picture.grid.caption}: {', '.join(counts)}"
     if picture.witness is not None:
         row, column = picture.witness
         words += f"; counterexample at query {picture.grid.queries[row]}, key {picture.grid.keys[column]}"
-    lines = [*notes, picture.caption]
+    lines = [*notes, picture.grid.caption]
     return _framed(name, picture_png(picture), picture.grid.queries, picture.grid.keys, words, lines, "")
 
 
@@ -198,8 +200,7 @@ def _heat_figure(heat: HeatMap) -> str:
     low, high = heat.range
     words = f"{heat.what}: {low:g} to {high:g}"
     ramp = f'<div class="scale"><span>{low:g}</span><span class="ramp"></span><span>{high:g}</span></div>'
-    at = [f"{n} {v}" for n, v in {"head": heat.grid.lead.get("h", 0)}.items() if heat.grid.extents.get("h", 1) > 1]
-    lines = [f"Bias: {heat.what}", *at]
+    lines = [f"Bias: {heat.what}", heat.grid.caption]
     return _framed("bias", heat_png(heat), heat.grid.queries, heat.grid.keys, words, lines, ramp)
 
 
@@ -235,14 +236,15 @@ def _words(mask: DistinctMask) -> Iterator[str]:
         yield from _witness(mask)
     if mask.predicate.bias is not None:
         yield from _bias_words(mask.predicate)
-    yield _sites(mask.sites)
 
 
 def _witness(mask: DistinctMask) -> Iterator[str]:
     witness = mask.first.witness or {}
+    words = describe_witness(mask.predicate, witness)
+    told = any(words in s.reason for s in mask.sites)
     values = ", ".join(f"{n} = {v}" for n, v in witness.items())
     yield (
-        f'<div class="counterexample"><p>Counterexample: {escape(witness_in_words(mask.predicate, witness))}</p>'
+        f'<div class="counterexample"><p>Counterexample, marked in the picture{"" if told else f": {escape(words)}"}</p>'
         f'<p class="soft mono">{escape(values)}</p></div>'
     )
 
@@ -252,11 +254,11 @@ def _bias_words(predicate: Predicate) -> Iterator[str]:
     if bias is None:
         return
     yield f"<p>Added to the scores: {_code(format_expr(bias))}</p>"
-    if not is_positional(bias):
-        parts = [c.payload.label for c in cells(bias)]
-        parts += [str(e.payload).partition(":")[0] for e in walk(bias) if e.op is Op.APPLY and not cells(e)]
-        names = " and ".join(_code(p) for p in dict.fromkeys(parts))
-        yield f'<p class="soft">It is made of {names}, and so no matter of positions alone.</p>'
+    unknown = [c.payload.label for c in cells(bias)]
+    unknown += [str(e.payload) for e in walk(bias) if e.op is Op.APPLY and not e.args]
+    if unknown:
+        names = " and ".join(_code(name) for name in dict.fromkeys(unknown))
+        yield f'<p class="soft">Its numbers come from {names}.</p>'
 
 
 def _sites(sites: tuple[AttentionSite, ...]) -> str:

@@ -82,13 +82,14 @@ class Predicate:
             DrawingError: if a tensor is missing or does not fit, a size is unknown, out of range or at odds with
                 others, or no example is known.
         """
-        from .drawing import make_picture, picture_text, sizes_for_witness, witness_in_words
+        from .drawing import make_picture, picture_text, sizes_for_witness
+        from .witness import describe_witness
 
         given = {**sizes_for_witness(self, witness), **(sizes or {})}
         picture = make_picture(
             self, given, tensors, batch=batch, head=head, example=example, witness=witness, limit=limit
         )
-        words = witness_in_words(self, witness) if witness is not None else ""
+        words = describe_witness(self, witness) if witness is not None else ""
         return picture_text(picture, format_expr(self.allowed, 160), words)
 
 
@@ -144,7 +145,7 @@ def _split(value: Expr, dtype: torch.dtype, blocked: set[float]) -> tuple[Expr, 
         if is_blocked(value.value, dtype):
             blocked.add(value.value)
             return build.FALSE, None
-        return build.TRUE, value
+        return build.TRUE, build.const_float(0.0) if value.value == 0 else value  # -0.0 adds nothing either
     if value.op is Op.ITE:
         condition, then, otherwise = value.args
         allowed_then, bias_then = _split(then, dtype, blocked)

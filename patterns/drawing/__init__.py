@@ -3,7 +3,7 @@
 from .examples import Example, example_inputs
 from .grid import Cell, Marked
 from .heat import HeatMap, heat_map
-from .picture import Picture, make_picture, sizes_for_witness, witness_in_words
+from .picture import Picture, make_picture, sizes_for_witness
 from .terminal import picture_text
 
 __all__ = [
@@ -17,5 +17,4 @@ __all__ = [
     "make_picture",
     "picture_text",
     "sizes_for_witness",
-    "witness_in_words",
 ]

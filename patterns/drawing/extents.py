@@ -120,26 +120,25 @@ def _filled(
     length = max(PLAIN_LENGTH, WINDOWS * largest_constant(exprs))
     queries = sizes(facts.extents["q"])
     lengths = {*queries, *sizes(facts.extents["k"]), *sizes(*exprs)}
-    for attempt in range(_ATTEMPTS):
-        chosen = dict(fixed)
-        for symbol in symbols:
-            if symbol in chosen:
-                continue
-            wanted = 2
-            if symbol in lengths:
-                # more keys than queries, where the two differ, so that the axes and the corners can be told apart
-                wanted = length * 2**attempt if symbol in queries else length * 2**attempt * 3 // 2
-            elif attempt:
-                wanted = 2**attempt
-            low, high = facts.ranges.get(symbol, (0, None))
-            chosen[symbol] = max(low, wanted if high is None else min(wanted, high), 1)
+    # more keys than queries, where the two differ, so that the axes and the corners can be told apart
+    wanted = {s: 2 if s not in lengths else length if s in queries else length * 3 // 2 for s in symbols}
+    for _ in range(_ATTEMPTS):
+        chosen = {s: fixed[s] if s in fixed else _in_range(number, facts, s) for s, number in wanted.items()}
         extents = extents_at(facts, chosen)
-        if all(n >= 1 for n in extents.values()) and all(extents.get(n, at + 1) > at for n, at in least.items()):
+        short = [name for name, size in extents.items() if size <= max(0, least.get(name, 0))]
+        if not short:
             return chosen
+        for symbol in sizes(*(facts.extents[name] for name in short)):
+            wanted[symbol] *= 2
     for name, at in least.items():
-        if name in extents and at >= extents[name]:
+        if name in short and extents[name] > 0:
             raise DrawingError(f"there is no position {at} on axis '{name}' of size {extents[name]}")
     raise DrawingError(f"no sizes found that leave something to draw; give sizes for {symbols}")
+
+
+def _in_range(number: int, facts: Facts, symbol: str) -> int:
+    low, high = facts.ranges.get(symbol, (0, None))
+    return max(low, number if high is None else min(number, high), 1)
 
 
 def largest_constant(exprs: tuple[Expr, ...]) -> int:
@@ -149,7 +148,8 @@ def largest_constant(exprs: tuple[Expr, ...]) -> int:
         if part.op in (Op.LE0, Op.EQ0) and part.args[0].sort is Sort.INT and is_positional(part):
             constant, terms = build.linear_parts(part.args[0])
             if any(coords(t) for t in terms):
-                found.append(abs(constant) // min(abs(c) for c in terms.values()))
+                # `k > q - 6` is `q - k - 5 <= 0`, and six keys wide
+                found.append(abs(constant) // min(abs(c) for c in terms.values()) + (part.op is Op.LE0))
         if part.op in (Op.FLOORDIV, Op.MOD) and part.args[1].is_const and coords(part.args[0]) & {"q", "k"}:
             found.append(abs(part.args[1].value))
     return max(n for n in found if n <= _LARGEST_CONSTANT)

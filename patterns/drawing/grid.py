@@ -54,6 +54,18 @@ class Grid:
         """Rows and columns."""
         return len(self.queries), len(self.keys)
 
+    @property
+    def caption(self) -> str:
+        """What is shown, in words."""
+        extents, lead = self.extents, self.lead
+        names = {"b": "batch", "h": "head"}
+        where = [f"{names.get(n, n)} {at} of {extents[n]}" for n, at in lead.items() if extents[n] > 1]
+        size = f"{extents['q']} {_plural('query', extents['q'])} by {extents['k']} {_plural('key', extents['k'])}"
+        words = [size, *where]
+        if self.stride > 1:
+            words.append(f"every {_ordinal(self.stride)} position")
+        return ", ".join(words)
+
     def mark(self, point: Mapping[str, int] | None) -> Marked | None:
         """The cell of a query and a key; None if the picture does not show it."""
         if point is None or any(n in point and point[n] != at for n, at in self.lead.items()):
@@ -81,3 +93,12 @@ def make_grid(
             positions[at // stride] = at
         sides.append(tuple(positions))
     return Grid(dict(lead), sides[0], sides[1], stride, dict(extents))
+
+
+def _plural(word: str, count: int) -> str:
+    return word if count == 1 else "queries" if word == "query" else f"{word}s"
+
+
+def _ordinal(number: int) -> str:
+    ending = "th" if number % 100 in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
+    return f"{number}{ending}"

@@ -18,7 +18,7 @@ PALETTE: tuple[Colour, ...] = (
     (196, 112, 0, 255),  # stripes over what depends on data: told apart without colour, too
     (220, 38, 38, 255),  # the counterexample
 )
-SIDE = 320
+SIDE = 288
 """Longest side of a picture in pixels, as near as whole cells come to it."""
 
 _HEAT_ANCHORS = ((24, 32, 96), (36, 94, 160), (38, 150, 140), (150, 196, 70), (252, 226, 60))
@@ -67,7 +67,7 @@ def _enlarged(cells: torch.Tensor, side: int) -> torch.Tensor:
 
 
 def _draw_gaps(pixels: torch.Tensor, side: int, colour: int) -> None:
-    if side >= 4:  # in smaller cells a line would take too much
+    if side >= 6:  # in smaller cells a line would take too much
         pixels[side - 1 :: side] = colour
         pixels[:, side - 1 :: side] = colour
 

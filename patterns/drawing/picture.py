@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -50,18 +50,6 @@ class Picture:
     def count(self, cell: Cell) -> int:
         """How many cells say this."""
         return int((self.cells == cell).sum())
-
-    @property
-    def caption(self) -> str:
-        """What is shown, in words."""
-        extents, lead = self.grid.extents, self.grid.lead
-        names = {"b": "batch", "h": "head"}
-        where = [f"{names.get(n, n)} {at} of {extents[n]}" for n, at in lead.items() if extents[n] > 1]
-        size = f"{extents['q']} {_plural('query', extents['q'])} by {extents['k']} {_plural('key', extents['k'])}"
-        words = [size, *where]
-        if self.grid.stride > 1:
-            words.append(f"every {_ordinal(self.grid.stride)} position")
-        return ", ".join(words)
 
 
 def make_picture(
@@ -113,36 +101,6 @@ def sizes_for_witness(predicate: Predicate, witness: Witness | None) -> dict[str
         return {}
     named = sizes(predicate.allowed, *predicate.facts.extents.values())
     return {n: int(v) for n, v in witness.items() if n in named and int(v) >= 1}
-
-
-def witness_in_words(predicate: Predicate, witness: Witness) -> str:
-    """A counterexample as a sentence: `batch 0, head 0: query 5 may not see key 0`."""
-    values: dict[Expr, Expr] = {}
-    for name, value in witness.items():
-        if name in predicate.facts.extents:
-            values[build.coord(name)] = build.const_int(int(value))
-        elif "[" not in name:
-            values[build.size(name)] = build.const_int(int(value))
-    allowed = build.substitute(predicate.allowed, values)
-    data = dict(_data_of(allowed, witness))
-    allowed = build.substitute(allowed, data)
-    names = {"b": "batch", "h": "head"}
-    lead = [f"{names.get(n, n)} {int(witness[n])}" for n in predicate.facts.extents if n in witness and n not in "qk"]
-    may = ("may see" if allowed.value else "may not see") if allowed.is_const else "may or may not see"
-    point = f"query {witness.get('q', 0)} {may} key {witness.get('k', 0)}"
-    where = f"{', '.join(lead)}: {point}" if lead else point
-    given = [f"{n} = {v}" for n, v in witness.items() if "[" in n]
-    return f"{where}, with {' and '.join(given)}" if given and data else where
-
-
-def _data_of(allowed: Expr, witness: Witness) -> Iterator[tuple[Expr, Expr]]:
-    for cell in cells(allowed):
-        if all(a.is_const for a in cell.args):
-            value = witness.get(f"{cell.payload.label}[{', '.join(str(a.value) for a in cell.args)}]")
-            if value is not None and cell.sort is Sort.BOOL:
-                yield cell, build.const_bool(bool(value))
-            elif value is not None and cell.sort is Sort.INT:
-                yield cell, build.const_int(int(value))
 
 
 def _with_plain_sizes(predicate: Predicate) -> Predicate:
@@ -207,12 +165,3 @@ def _cells(allowed: Expr, grid: Grid, chosen: Mapping[str, int], data: Mapping[s
     drawn[surely.expand(grid.shape)] = int(Cell.ALLOWED)
     drawn[surely_not.expand(grid.shape)] = int(Cell.BLOCKED)
     return drawn
-
-
-def _plural(word: str, count: int) -> str:
-    return word if count == 1 else "queries" if word == "query" else f"{word}s"
-
-
-def _ordinal(number: int) -> str:
-    ending = "th" if number % 100 in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
-    return f"{number}{ending}"

@@ -23,7 +23,7 @@ def picture_text(picture: Picture, title: str = "", witness: str = "") -> str:
     grid = picture.grid
     width = max(len(str(grid.queries[-1])), len("q"))
     lines = [title] if title else []
-    lines.append(picture.caption)
+    lines.append(grid.caption)
     lines += [f"example: {note}" for note in picture.notes]
     lines.append(f"{'q':>{width}}\\k {_column_numbers(grid.keys)}")
     for row, query in enumerate(grid.queries):

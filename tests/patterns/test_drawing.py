@@ -15,12 +15,13 @@ from hypothesis import strategies as st
 
 from attnlower.errors import AttnLowerError, DrawingError
 from attnlower.patterns import CellRef, Expr, Facts, Predicate, Sort, build, mask_tensor
-from attnlower.patterns.drawing import Cell, Picture, heat_map, make_picture, sizes_for_witness, witness_in_words
+from attnlower.patterns.drawing import Cell, Picture, heat_map, make_picture, sizes_for_witness
 from attnlower.patterns.drawing.extents import largest_constant
 from attnlower.patterns.drawing.grid import make_grid
 from attnlower.patterns.drawing.paint import PALETTE, cell_pixels, heat_palette, heat_png, picture_png
 from attnlower.patterns.drawing.png import png_bytes
 from attnlower.patterns.expr import Op, intern_expr
+from attnlower.patterns.witness import describe_witness
 
 B, H, Q, K = (build.coord(n) for n in "bhqk")
 S, T = build.size("s0"), build.size("s1")
@@ -236,16 +237,16 @@ def test_a_window_shows(width: int) -> None:
     assert drawn[-1, 0] == Cell.BLOCKED
     assert bool((drawn.diagonal() == Cell.ALLOWED).all())
     if picture.grid.stride > 1:
-        assert f"every {picture.grid.stride}" in picture.caption
+        assert f"every {picture.grid.stride}" in picture.grid.caption
     else:
-        assert "every" not in picture.caption
+        assert "every" not in picture.grid.caption
 
 
 def test_constants_that_are_no_distances_do_not_count() -> None:
     token = build.cell(ref("input_ids"), (B, K))
     assert largest_constant((build.eq(token, number(151643)),)) == 0
     assert largest_constant((build.le(K, number(2**40)),)) == 0
-    assert largest_constant((window(6),)) == 5
+    assert largest_constant((window(6),)) == 6
 
 
 def test_queries_and_keys_of_different_numbers_differ() -> None:
@@ -429,7 +430,8 @@ def test_text() -> None:
         "2   ▒▒▒▒▒▒▒▒·",
         "3   ▒▒▒▒▒▒▒▒▒▒",
         "4   ▒▒▒▒▒▒▒▒▒▒",
-        "· blocked   ▒▒ depends on data   >< batch 1, head 0: query 1 may see key 2, with attention_mask[1, 2] = 1",
+        "· blocked   ▒▒ depends on data   >< batch 1: query 1 may see key 2 where attention_mask[1, 2] = 1, "
+        "unlike causal",
     ]
 
 
@@ -464,7 +466,7 @@ def test_a_witness_is_marked_and_put_in_words() -> None:
     assert picture.witness == (0, 1)
     assert picture.cells[0, 1] == Cell.ALLOWED
     assert picture.grid.shape == (16, 16)  # the formula speaks of no sizes: any do
-    assert witness_in_words(mask, witness) == "batch 0, head 0: query 0 may see key 1"
+    assert describe_witness(mask, witness) == "batch 0: query 0 may see key 1, unlike causal"
 
 
 def test_a_witness_far_away_is_in_the_picture() -> None:
@@ -475,8 +477,8 @@ def test_a_witness_far_away_is_in_the_picture() -> None:
     row, column = picture.witness
     assert (picture.grid.queries[row], picture.grid.keys[column]) == (4097, 1)
     assert picture.cells[row, column] == Cell.BLOCKED
-    assert "batch 1 of 2" in picture.caption
-    assert witness_in_words(mask, witness) == "batch 1, head 0: query 4097 may not see key 1"
+    assert "batch 1 of 2" in picture.grid.caption
+    assert describe_witness(mask, witness) == "batch 1: query 4097 may not see key 1, unlike causal"
 
 
 def test_a_witness_that_rests_on_sizes_is_drawn_at_these() -> None:
@@ -485,7 +487,7 @@ def test_a_witness_that_rests_on_sizes_is_drawn_at_these() -> None:
     picture = make_picture(mask, sizes_for_witness(mask, witness), witness=witness)
     assert picture.grid.shape == (3, 5)
     assert picture.cells[0, 2] == Cell.ALLOWED
-    assert witness_in_words(mask, witness).endswith("query 0 may see key 2")
+    assert describe_witness(mask, witness).startswith("batch 0: query 0 may see key 2")
 
 
 # --- bias -----------------------------------------------------------------------------------------------------
@@ -562,7 +564,7 @@ def test_what_depends_on_data_is_striped_and_a_witness_marked() -> None:
     mask = predicate(build.and_(CAUSAL, PADDING))
     picture = make_picture(mask, {"q": 8}, witness={"q": 5, "k": 2})
     pixels, _ = decoded(picture_png(picture))
-    blocks = pixels.view(8, 40, 8, 40).permute(0, 2, 1, 3)
+    blocks = pixels.view(8, 36, 8, 36).permute(0, 2, 1, 3)
     for row, column in itertools.product(range(8), range(8)):
         seen = set(blocks[row, column].flatten().tolist())
         if (row, column) == (5, 2):
