@@ -8,7 +8,22 @@ from .conditions import Condition
 from .evaluate import evaluate, mask_tensor
 from .expr import CellRef, Expr, Sort
 from .facts import Facts
-from .masks import Alignment, Causal, Full, MaskTemplate, SlidingWindow
+from .masks import (
+    DEFAULT_TEMPLATES,
+    Alignment,
+    AllOf,
+    AnyOf,
+    Causal,
+    Chunked,
+    Full,
+    MaskTemplate,
+    Packed,
+    Padding,
+    Placed,
+    Prefix,
+    SlidingWindow,
+    TemplateTable,
+)
 from .predicate import Predicate, predicate_of
 from .prover import Prover
 from .reader import Reader, RuleTable
@@ -17,11 +32,15 @@ from .verdict import Proved, Refuted, Unknown, Verdict
 
 __all__ = [
     "DEFAULT_RULES",
+    "DEFAULT_TEMPLATES",
     "Alignment",
+    "AllOf",
     "Analysis",
+    "AnyOf",
     "AttentionCall",
     "Causal",
     "CellRef",
+    "Chunked",
     "Classification",
     "Condition",
     "Expr",
@@ -31,7 +50,11 @@ __all__ = [
     "MaskTemplate",
     "MaskTerm",
     "NearMiss",
+    "Packed",
+    "Padding",
+    "Placed",
     "Predicate",
+    "Prefix",
     "Proved",
     "Prover",
     "Reader",
@@ -40,6 +63,7 @@ __all__ = [
     "SiteAnalysis",
     "SlidingWindow",
     "Sort",
+    "TemplateTable",
     "Unknown",
     "Verdict",
     "analyze",

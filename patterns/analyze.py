@@ -19,15 +19,19 @@ from .calls import AttentionCall, MaskTerm, NearMiss, TermMode, find_attention
 from .capture import CapturedMasks, capture_masks
 from .casts import convert
 from .classify import Classification, classify
-from .expr import Expr, Sort
+from .constants import Constants, unbounded_cells
+from .expr import Expr, Sort, cells
 from .facts import Facts
 from .floats import arithmetic, rounded
+from .masks.finders import DEFAULT_TEMPLATES
+from .masks.table import TemplateTable
 from .metadata import module_path, tensor_of, value_of
 from .predicate import coordinate_names, predicate_of
 from .prover import Prover
 from .reader import Reader, RuleTable
 from .rules import DEFAULT_RULES
 from .sizes import ranges_of, shape_env_of, shape_of
+from .verdict import Refuted, Unknown
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,7 @@ class SiteAnalysis:
         problem: why there is no classification; empty otherwise.
         problem_node: the node at which reading failed.
         mask_value: the mask's element as an expression (None without a mask), for finding equal masks.
+        by_value: nodes of the tensors, known by value, on whose values the meaning rests.
     """
 
     call: AttentionCall
@@ -51,6 +56,7 @@ class SiteAnalysis:
     problem: str = ""
     problem_node: str = ""
     mask_value: Expr | None = None
+    by_value: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -79,11 +85,14 @@ class _Session:
     gm: fx.GraphModule
     prover: Prover
     rules: RuleTable
+    templates: TemplateTable
     ranges: Mapping[str, tuple[int, int | None]]
     captured: CapturedMasks | None = None
     capture_problem: str = ""
     known: dict[object, Classification] = field(default_factory=dict)
     readers: dict[tuple[Expr, ...], Reader] = field(default_factory=dict)
+    origins: Mapping[str, str] = field(default_factory=dict)
+    forms: Constants = field(default_factory=Constants)
 
 
 def analyze(
@@ -91,7 +100,9 @@ def analyze(
     *,
     prover: Prover | None = None,
     rules: RuleTable | None = None,
+    templates: TemplateTable | None = None,
     constants: Mapping[str, torch.Tensor] | None = None,
+    origins: Mapping[str, str] | None = None,
     ranges: Mapping[str, tuple[int, int | None]] | None = None,
 ) -> Analysis:
     """Find the attention calls of a graph, read their masks and prove what they are.
@@ -100,17 +111,21 @@ def analyze(
         gm: the graph, from Dynamo, torch.export or make_fx; it is not changed.
         prover: asks the solver; a new one by default.
         rules: read rules; the default table by default.
+        templates: templates of the user's own; `DEFAULT_TEMPLATES` by default.
         constants: tensors known by value, by node name.
+        origins: what the reasons call them ("buffer 'bias'"), by node name; those without a name are not mentioned.
         ranges: inclusive ranges of size symbols; those of the graph's ShapeEnv by default.
     """
     started = time.perf_counter()
-    calls, misses = find_attention(gm.graph)
+    calls, misses = find_attention(gm.graph, constants)
     values = [value_of(n) for n in gm.graph.nodes]
     session = _Session(
         gm=gm,
         prover=prover or Prover(),
         rules=rules or DEFAULT_RULES,
+        templates=templates or DEFAULT_TEMPLATES,
         ranges=ranges if ranges is not None else ranges_of(shape_env_of(values)),
+        origins=origins or {},
     )
     _capture(session, calls, constants)
     sites = tuple(_analyze_call(session, call) for call in calls)
@@ -158,12 +173,38 @@ def _analyze_call(session: _Session, call: AttentionCall) -> SiteAnalysis:
         key = (value, dtype, tuple(facts.extents.items()))
         if key not in session.known:
             session.known[key] = _with_unread_reason(
-                session, classify(predicate_of(value, dtype, facts), dtype, session.prover)
+                session, classify(predicate_of(value, dtype, facts), dtype, session.prover, session.templates)
             )
     except (ReadRuleError, RecursionError) as error:
         node = call.terms[0].node.name if call.terms else call.node.name
         return SiteAnalysis(call, module, None, square, f"{type(error).__name__}: {error}", node)
-    return SiteAnalysis(call, module, session.known[key], square, mask_value=value if call.terms else None)
+    by_value = _values_behind(session, call)
+    found = _with_origins(session, session.known[key], by_value)
+    return SiteAnalysis(call, module, found, square, mask_value=value if call.terms else None, by_value=by_value)
+
+
+def _values_behind(session: _Session, call: AttentionCall) -> tuple[str, ...]:
+    """The tensors known by value that the masks of a call are computed from."""
+    captured = session.captured
+    if captured is None or not captured.constants:
+        return ()
+    found: dict[str, None] = {}
+    seen: set[fx.Node] = set()
+    pending = [r for t in call.terms if isinstance(r := captured.outputs.get(t.node), fx.Node)]
+    while pending:
+        node = pending.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        pending.extend(node.all_input_nodes)
+        if node.name in captured.constants:
+            found[captured.inputs[node.name].name] = None
+    return tuple(sorted(found))
+
+
+def _with_origins(session: _Session, found: Classification, by_value: tuple[str, ...]) -> Classification:
+    names = [session.origins[n] for n in by_value if n in session.origins]
+    return replace(found, reason=f"{found.reason}, by the values of {' and '.join(names)}") if names else found
 
 
 def _without_shape(call: AttentionCall) -> Iterator[fx.Node]:
@@ -180,7 +221,8 @@ def _facts(session: _Session, call: AttentionCall) -> Facts:
     # A batch or head axis of size one in the query broadcasts against the others, and the mask holds for all of them.
     others = [shape_of(t)[:-2] for n in (call.key, call.value) if (t := tensor_of(n)) is not None]
     spread = [(*lead, build.ONE, build.ONE) for lead in others]
-    spread += [(*shape_of(t)[:-1], build.ONE) for n in call.terms if (t := tensor_of(n.node)) is not None]
+    terms = [term.node for term in call.terms if not term.flat]
+    spread += [(*shape_of(t)[:-1], build.ONE) for n in terms if (t := tensor_of(n)) is not None]
     for shape in spread:
         for axis in range(-min(len(shape), len(scores)), 0):
             if scores[axis] is build.ONE and shape[axis] is not build.ONE:
@@ -222,7 +264,12 @@ def _reader(session: _Session, facts: Facts) -> Reader:
         raise CaptureError("no mask was captured")
     if key not in session.readers:
         session.readers[key] = Reader(
-            facts, session.rules, captured.labels, captured.constants, decider=session.prover.holds
+            facts,
+            session.rules,
+            captured.labels,
+            captured.constants,
+            decider=session.prover.holds,
+            forms=session.forms,
         )
     return session.readers[key]
 
@@ -240,6 +287,10 @@ def _shape(term: MaskTerm) -> tuple[Expr, ...]:
 def _read_term(session: _Session, reader: Reader, term: MaskTerm, position: tuple[Expr, ...]) -> Expr:
     captured = session.captured
     result = captured.outputs[term.node] if captured is not None else None
+    if term.flat:
+        batch, head, *rest = position
+        heads = list(reader.facts.extents.values())[1]
+        position = (build.add(build.mul(batch, heads), head), *rest)
     return reader.broadcast(result, position)
 
 
@@ -256,14 +307,18 @@ def _apply_term(value: Expr, term: MaskTerm, element: Expr, dtype: torch.dtype) 
 
 
 def _with_unread_reason(session: _Session, found: Classification) -> Classification:
-    """Say which op kept a mask from being read. What it hides, blocked keys in a bias say, is unknown, not proved."""
-    from .expr import cells
-    from .verdict import Refuted, Unknown
+    """Say which op kept a mask from being read. What it hides, blocked keys in a bias say, is unknown, not proved.
 
+    A value that could not be read does no harm inside a part that is proved whatever it is: the number of a document,
+    compared with itself at another place. Nor does a constant without a pattern if its elements are known to be finite.
+    """
     if isinstance(found.verdict, Refuted):
         return found
     unread = {name: reason for reader in session.readers.values() for name, reason in reader.unread.items()}
-    for cell in cells(found.predicate.value):
+    bounds = {name: bound for reader in session.readers.values() for name, bound in reader.bounds.items()}
+    hiding = list(found.open) if found.template is not None else [*found.open, found.predicate.allowed]
+    in_bias = unbounded_cells(found.predicate.bias, bounds) if found.predicate.bias is not None else []
+    for cell in (*in_bias, *cells(*hiding)):
         if cell.payload.node in unread:
             reason = f"'{cell.payload.node}' could not be read: {unread[cell.payload.node]}"
             unknown = Unknown(cell.payload.node, reason)

@@ -139,7 +139,26 @@ def floordiv(left: Expr, right: Expr) -> Expr:
         if divisor == 1:
             return left
         return add(whole_expr, intern_expr(Op.FLOORDIV, Sort.INT, (inner, right)))
-    return intern_expr(Op.FLOORDIV, Sort.INT, (left, right))
+    multiple, rest_expr = _multiples(left, right)
+    if rest_expr is ZERO:
+        return multiple
+    return add(multiple, intern_expr(Op.FLOORDIV, Sort.INT, (rest_expr, right)))
+
+
+def _multiples(expr: Expr, divisor: Expr) -> tuple[Expr, Expr]:
+    """(x, r) with ``expr == x * divisor + r``, where x is made of the terms that show the divisor as a factor."""
+    constant, parts = linear_parts(expr)
+    multiple, rest = ZERO, dict(parts)
+    for atom, coefficient in parts.items():
+        if atom is divisor:
+            multiple = add(multiple, const_int(coefficient))
+        elif atom.op is Op.MUL and divisor in atom.args:
+            other = atom.args[1] if atom.args[0] is divisor else atom.args[0]
+            multiple = add(multiple, scaled(other, coefficient))
+        else:
+            continue
+        del rest[atom]
+    return multiple, linear(constant, rest)
 
 
 def mod(left: Expr, right: Expr) -> Expr:
@@ -151,17 +170,42 @@ def mod(left: Expr, right: Expr) -> Expr:
         if inner.is_const:
             return const_int(inner.value % divisor)
         return intern_expr(Op.MOD, Sort.INT, (inner, right))
-    return intern_expr(Op.MOD, Sort.INT, (left, right))
+    rest = _multiples(left, right)[1]
+    return ZERO if rest is ZERO else intern_expr(Op.MOD, Sort.INT, (rest, right))
+
+
+def sum_over(bound: str, body: Expr, last: Expr) -> Expr:
+    """An integer summed over the coordinate `bound` from 0 to `last`, both included; 0 if `last` is negative."""
+    if body is ZERO:
+        return ZERO
+    if body.is_const:
+        constant, parts = linear_parts(last)
+        if constant >= -1 and all(_never_negative(a) and c > 0 for a, c in parts.items()):
+            return scaled(add(last, ONE), body.value)
+    return intern_expr(Op.SUM, Sort.INT, (body, last), bound)
 
 
 def minimum(left: Expr, right: Expr) -> Expr:
     """The smaller of two integers."""
-    return ite(le(left, right), left, right)
+    expanded = _expanded(min, left, right)
+    return ite(le(left, right), left, right) if expanded is None else expanded
 
 
 def maximum(left: Expr, right: Expr) -> Expr:
     """The larger of two integers."""
-    return ite(le(left, right), right, left)
+    expanded = _expanded(max, left, right)
+    return ite(le(left, right), right, left) if expanded is None else expanded
+
+
+def _expanded(pick: Callable[[int, int], int], left: Expr, right: Expr) -> Expr | None:
+    """The smaller or larger of two choices between constants as one such choice; None for anything else."""
+    if not is_constant_tree(left) or not is_constant_tree(right):
+        return None
+
+    def with_right(value: int) -> Expr:
+        return map_ite(right, lambda leaf: const_int(pick(value, leaf.value)))
+
+    return map_ite(left, lambda leaf: with_right(leaf.value))
 
 
 # --- comparisons of integers ----------------------------------------------------------------------------------
@@ -178,8 +222,24 @@ def le0(expr: Expr) -> Expr:
     if expr.op is Op.ITE and _folds(expr):
         return map_ite(expr, le0)
     constant, parts = linear_parts(expr)
+    if _only_choices(parts):
+        return _at_first_choice(constant, parts, le0)
     extreme = _bounded_extreme(constant, parts)
     return _linear_le0(constant, parts) if extreme is None else extreme
+
+
+_MOST_CHOICES = 4
+
+
+def _only_choices(parts: Mapping[Expr, int]) -> bool:
+    """True for a sum of a few choices between constants, such as two masks added as numbers."""
+    return len(parts) <= _MOST_CHOICES and all(a.op is Op.ITE and is_constant_tree(a) for a in parts)
+
+
+def _at_first_choice(constant: int, parts: Mapping[Expr, int], function: Callable[[Expr], Expr]) -> Expr:
+    """A function of a sum of choices, as a choice between its values."""
+    (choice, factor), *others = parts.items()
+    return map_ite(choice, lambda leaf: function(linear(constant + factor * leaf.value, dict(others))))
 
 
 def _linear_le0(constant: int, parts: Mapping[Expr, int]) -> Expr:
@@ -230,6 +290,8 @@ def eq0(expr: Expr) -> Expr:
     if expr.op is Op.ITE and _folds(expr):
         return map_ite(expr, eq0)
     constant, parts = linear_parts(expr)
+    if _only_choices(parts):
+        return _at_first_choice(constant, parts, eq0)
     divisor = math.gcd(*parts.values())
     if constant % divisor:
         return FALSE
@@ -311,7 +373,25 @@ def _join(op: Op, terms: Iterable[Expr], neutral: Expr, absorbing: Expr) -> Expr
         return neutral
     if len(kept) == 1:
         return next(iter(kept))
+    merged = _tightened(op, kept)
+    if merged is None:
+        return absorbing
+    if merged.keys() != kept.keys():
+        return _join(op, merged, neutral, absorbing)
     return intern_expr(op, Sort.BOOL, tuple(sorted(kept, key=lambda e: e.serial)))
+
+
+def _tightened(op: Op, terms: Mapping[Expr, None]) -> dict[Expr, None] | None:
+    """The terms with comparisons of one linear form merged; None if they settle the whole conjunction (disjunction)."""
+    from .intervals import tightened
+
+    if sum((t.args[0] if t.op is Op.NOT else t).op in (Op.LE0, Op.EQ0) for t in terms) < 2:
+        return dict(terms)
+    if op is Op.AND:
+        found = tightened(terms)
+        return None if found is None else dict.fromkeys(found)
+    found = tightened(not_(t) for t in terms)
+    return None if found is None else dict.fromkeys(not_(t) for t in found)
 
 
 def _resolved(part: Expr, units: Mapping[Expr, None]) -> Expr:
@@ -368,16 +448,50 @@ def ite(condition: Expr, then: Expr, otherwise: Expr) -> Expr:
     if otherwise.op is Op.ITE and otherwise.args[0] is condition:
         otherwise = otherwise.args[2]
     if then.sort is Sort.BOOL:
-        return (
-            or_(and_(condition, then), and_(not_(condition), otherwise))
-            if _cheap(then, otherwise)
-            else (intern_expr(Op.ITE, Sort.BOOL, (condition, then, otherwise)))
-        )
+        return _choice_of_truth(condition, then, otherwise)
+    if then.sort is Sort.INT and _agree_at_zero(condition, then, otherwise):
+        return otherwise
     return intern_expr(Op.ITE, then.sort, (condition, then, otherwise))
 
 
-def _cheap(then: Expr, otherwise: Expr) -> bool:
-    return then.is_const or otherwise.is_const
+def _choice_of_truth(condition: Expr, then: Expr, otherwise: Expr) -> Expr:
+    """A choice between truth values, without what the condition says of them and with common terms in front."""
+    then, otherwise = _given(then, conjuncts(condition)), _given(otherwise, conjuncts(not_(condition)))
+    if then is otherwise:
+        return then
+    if then.is_const or otherwise.is_const:
+        return or_(and_(condition, then), and_(not_(condition), otherwise))
+    first, second = conjuncts(then), conjuncts(otherwise)
+    common = [t for t in first if t in second]
+    if common:
+        rests = (and_(*(t for t in terms if t not in common)) for terms in (first, second))
+        return and_(*common, ite(condition, *rests))
+    return intern_expr(Op.ITE, Sort.BOOL, (condition, then, otherwise))
+
+
+def _given(expr: Expr, known: tuple[Expr, ...]) -> Expr:
+    """A truth value simplified by terms known to be true, where they stand in it as they are."""
+    if expr in known:
+        return TRUE
+    if not_(expr) in known:
+        return FALSE
+    if expr.op in (Op.AND, Op.OR):
+        units = dict.fromkeys(known if expr.op is Op.AND else (not_(k) for k in known))
+        settled = [not_(a) in units for a in expr.args]
+        if any(settled):
+            return FALSE if expr.op is Op.AND else TRUE
+        kept = [a for a in expr.args if a not in units]
+        if len(kept) < len(expr.args):
+            return and_(*kept) if expr.op is Op.AND else or_(*kept)
+    return expr
+
+
+def _agree_at_zero(condition: Expr, then: Expr, otherwise: Expr) -> bool:
+    """True for `where(k <= 0, 0, k)` and its like: where the condition holds, k is 0 and both branches are equal."""
+    if condition.op not in (Op.LE0, Op.EQ0) or not _never_negative(condition.args[0]) or not then.is_const:
+        return False
+    constant, parts = linear_parts(otherwise)
+    return constant == then.value and set(parts) <= {condition.args[0]}
 
 
 _constant_trees: WeakKeyDictionary[Expr, bool] = WeakKeyDictionary()
@@ -421,6 +535,8 @@ def rebuild(expr: Expr, args: tuple[Expr, ...]) -> Expr:
         return add(const_int(constant), *(scaled(a, c) for a, c in zip(args, coefficients, strict=True)))
     if expr.op is Op.CELL:
         return cell(expr.payload, args)
+    if expr.op is Op.SUM:
+        return sum_over(expr.payload, *args)
     simple: dict[Op, Callable[..., Expr]] = {
         Op.MUL: mul,
         Op.FLOORDIV: floordiv,

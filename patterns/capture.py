@@ -442,7 +442,7 @@ def _known_constants(
     """
     parameters = {name for name, _ in gm.named_parameters()}
     buffers = {name for name, _ in gm.named_buffers()}
-    writers = [n for n in gm.graph.nodes if written_tensors(n)]
+    writers = [n for n in gm.graph.nodes if written_tensors(n) and op_name(n) != "detach_"]  # that changes no element
     known: dict[str, torch.Tensor] = {}
     for node, placeholder in zip(boundary, placeholders, strict=True):
         value = constants.get(node.name)

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 
-from . import build
 from .conditions import Condition, truth_candidates
 from .expr import Expr, cells, coords, is_positional
-from .facts import Facts
-from .masks.causal import Causal, offsets
+from .masks.causal import Causal
+from .masks.conjunction import AllOf, kinds_of
+from .masks.finders import DEFAULT_TEMPLATES
 from .masks.full import Full
-from .masks.padding import is_packed, is_padding
-from .masks.sliding_window import windows
+from .masks.table import TemplateTable
 from .masks.template import Alignment, MaskTemplate
+from .nearness import nearness
 from .predicate import Predicate, predicate_of
 from .prover import Prover
+from .recognise import Recogniser, positional_part
 from .verdict import Proved, Refuted, Unknown, Verdict
+from .witness import describe_witness
 
 
 @dataclass(frozen=True)
@@ -42,10 +44,13 @@ class Classification:
         predicate: the mask's meaning.
         kinds: words for its parts ("causal", "padding", ...).
         template: what its structure (the part without tensor data) is proved to be; None if nothing.
+        data: what its conditions on tensor data are proved to be ("padding", "packed", ...), in conjunction.
+        open: its conditions on tensor data that are no known mask.
         exact: True if the whole mask is proved to be the template: no data, no bias.
         verdict: the prover's answer for the mask as named by `kinds`.
         guard: a condition under which more is proved; None if there is none.
         reason: one sentence.
+        near: how close the mask is to one that needs no tensor; empty if there is nothing to say.
     """
 
     predicate: Predicate
@@ -55,83 +60,75 @@ class Classification:
     verdict: Verdict
     guard: Guard | None
     reason: str
+    data: tuple[MaskTemplate, ...] = ()
+    open: tuple[Expr, ...] = ()
+    near: str = ""
 
 
-def classify(predicate: Predicate, dtype: torch.dtype, prover: Prover) -> Classification:
+def classify(
+    predicate: Predicate, dtype: torch.dtype, prover: Prover, templates: TemplateTable = DEFAULT_TEMPLATES
+) -> Classification:
     """Name a mask and prove the name.
 
     Args:
         predicate: the mask's meaning.
         dtype: the mask tensor's dtype.
         prover: asks the solver; its statistics count one mask.
+        templates: templates of the user's own, asked before the known ones.
     """
     prover.stats.masks += 1
-    parts = build.conjuncts(predicate.allowed)
-    data = tuple(p for p in parts if not is_positional(p))
-    structure = build.and_(*(p for p in parts if is_positional(p)))
-    template, verdict = recognise(replace(predicate, allowed=structure), prover)
-    kinds = set(_data_kinds(data, predicate.facts))
-    if predicate.bias is not None:
-        kinds.add("bias")
-    if template is not None and not (isinstance(template, Full) and kinds):
-        kinds.add(template.kind)
-    if "opaque" in kinds or "packed" in kinds:
+    recogniser = Recogniser(prover, templates)
+    structure, terms = positional_part(predicate.allowed)
+    over_positions = replace(predicate, allowed=structure)
+    own = recogniser.whole(predicate) if terms else None
+    template: MaskTemplate | None = own
+    verdict: Verdict = Proved(str(own))
+    data: tuple[MaskTemplate, ...] = ()
+    rest: tuple[Expr, ...] = ()
+    if own is None:
+        template, verdict = recogniser.structure(over_positions)
+        data, rest = recogniser.data(terms, predicate.facts)
+        template, data = _with_positional(template, data, predicate)
+    if rest:
         verdict = prover.prove(predicate, template or Full())
-    if template is None and not kinds:
-        kinds.add("opaque")
     return Classification(
         predicate=predicate,
-        kinds=frozenset(kinds),
+        kinds=_kinds(template, data, rest, predicate),
         template=template,
-        exact=template is not None and not data and predicate.bias is None,
+        exact=template is not None and not terms and predicate.bias is None,
         verdict=verdict,
-        guard=find_guard(predicate, dtype, prover) if data or predicate.bias is not None else None,
+        guard=find_guard(predicate, dtype, prover) if terms or predicate.bias is not None else None,
         reason=_reason(template, data, verdict, predicate),
+        data=data,
+        open=rest,
+        near="" if template is None or rest else nearness(predicate, template, data, prover),
     )
 
 
-def recognise(predicate: Predicate, prover: Prover) -> tuple[MaskTemplate | None, Verdict]:
-    """The first template the mask is proved to be, with the proof; else None and the answer for the nearest one."""
-    nearest: Verdict | None = None
-    for template in _candidates(predicate):
-        verdict = prover.prove(predicate, template)
-        if isinstance(verdict, Proved):
-            return template, verdict
-        if nearest is None or isinstance(template, Causal):
-            nearest = verdict
-    return None, nearest if nearest is not None else Unknown("", "no template applies")
+def _with_positional(
+    template: MaskTemplate | None, data: Sequence[MaskTemplate], predicate: Predicate
+) -> tuple[MaskTemplate | None, tuple[MaskTemplate, ...]]:
+    """Templates that turned out to speak of positions alone join the structure."""
+    positional = [t for t in data if is_positional(t.allowed(predicate.facts))]
+    if template is None or not positional:
+        return template, tuple(data)
+    parts = [t for t in (template, *positional) if not isinstance(t, Full)]
+    joined = parts[0] if len(parts) == 1 else AllOf(tuple(parts)) if parts else template
+    return joined, tuple(t for t in data if t not in positional)
 
 
-def _candidates(predicate: Predicate) -> Iterator[MaskTemplate]:
-    """Templates worth asking about, read off the formula; the nearest causal one comes last."""
-    allowed = predicate.allowed
-    if allowed is build.TRUE:
-        yield Full()
-        return
-    extents = predicate.facts.extents
-    if "q" not in extents or "k" not in extents:
-        return
-    yield from windows(allowed)
-    square = build.eq(extents["q"], extents["k"]) is build.TRUE
-    # k <= q + 1 over equally many queries and keys is no cache, it looks into the future: a near miss
-    offset_templates = [
-        Causal(offset=o) for o in offsets(allowed) if o is not build.ZERO and not (square and o.is_const)
-    ]
-    if not square:
-        yield Causal(Alignment.LOWER_RIGHT)
-    yield from offset_templates
-    yield Full()
-    yield Causal(Alignment.UPPER_LEFT)
-
-
-def _data_kinds(data: tuple[Expr, ...], facts: Facts) -> Iterator[str]:
-    for term in data:
-        if is_padding(term, facts):
-            yield "padding"
-        elif cells(term) and is_packed(term):
-            yield "packed"
-        else:
-            yield "opaque"
+def _kinds(
+    template: MaskTemplate | None, data: Sequence[MaskTemplate], rest: Sequence[Expr], predicate: Predicate
+) -> frozenset[str]:
+    known = [*([template] if template is not None else []), *data]
+    kinds = set(kinds_of(*known))
+    if rest or template is None:
+        kinds.add("opaque")
+    if predicate.bias is not None:
+        kinds.add("bias")
+    if len(kinds) > 1:
+        kinds.discard("full")
+    return frozenset(kinds)
 
 
 def find_guard(predicate: Predicate, dtype: torch.dtype, prover: Prover) -> Guard | None:
@@ -146,7 +143,7 @@ def find_guard(predicate: Predicate, dtype: torch.dtype, prover: Prover) -> Guar
         simpler = predicate_of(value, dtype, predicate.facts)
         if simpler.bias is not None or cells(simpler.allowed):
             continue
-        template, verdict = recognise(simpler, prover)
+        template, verdict = Recogniser(prover).structure(simpler)
         if isinstance(verdict, Proved) and template is not None and is_rewritable(template):
             return Guard(conditions, template)
     return None
@@ -159,33 +156,14 @@ def is_rewritable(template: MaskTemplate) -> bool:
     return isinstance(template, Causal) and template.offset is None and template.alignment is Alignment.UPPER_LEFT
 
 
-def _reason(template: MaskTemplate | None, data: tuple[Expr, ...], verdict: Verdict, predicate: Predicate) -> str:
+def _reason(template: MaskTemplate | None, data: Sequence[MaskTemplate], verdict: Verdict, predicate: Predicate) -> str:
     match verdict:
         case Proved():
             words = [str(template)] if template is not None and not (isinstance(template, Full) and data) else []
-            words += ["padding"] if data else []
+            words += dict.fromkeys(str(t) for t in data)
             words += ["an additive bias"] if predicate.bias is not None else []
             return f"proved: {' and '.join(words) or 'full'}"
         case Refuted(witness):
             return f"no known mask: {describe_witness(predicate, witness)}"
         case Unknown(node, reason):
             return f"cannot tell: {reason}" + (f" (node '{node}')" if node and f"'{node}'" not in reason else "")
-
-
-def describe_witness(predicate: Predicate, witness: object) -> str:
-    """The counterexample in words: `batch 0: query 2 may not see key 2, unlike causal`."""
-    if not isinstance(witness, dict) or "q" not in witness or "k" not in witness:
-        return "a counterexample exists"
-    values = {
-        build.coord(n) if n in predicate.facts.extents else build.size(n): build.const_int(int(v))
-        for n, v in witness.items()
-        if "[" not in n
-    }
-    allowed = build.substitute(predicate.allowed, values)
-    causal = witness["k"] <= witness["q"]
-    if allowed.is_const:
-        may = "may see" if allowed.value else "may not see"
-        kind = "unlike causal" if bool(allowed.value) != causal else "unlike full attention"
-        return f"query {witness['q']} {may} key {witness['k']}, {kind}"
-    inputs = ", ".join(f"{n} = {v}" for n, v in witness.items() if "[" in n)
-    return f"it depends on inputs, e.g. at query {witness['q']}, key {witness['k']} with {inputs}"

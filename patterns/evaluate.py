@@ -61,7 +61,10 @@ class _Evaluator:
     def value(self, expr: Expr) -> torch.Tensor:
         found = self._memo.get(expr)
         if found is None:
-            found = self._compute(expr, [self.value(a) for a in expr.args])
+            if expr.op is Op.SUM:
+                found = self._sum(expr)
+            else:
+                found = self._compute(expr, [self.value(a) for a in expr.args])
             self._memo[expr] = found
         return found
 
@@ -102,6 +105,22 @@ class _Evaluator:
             Op.OR: lambda *a: _joined(torch.logical_or, a),
         }
         return simple[expr.op](*args)
+
+    def _sum(self, expr: Expr) -> torch.Tensor:
+        """Running sums over a new leading axis, of which each position takes the one it ends at."""
+        body, last = expr.args
+        ends = self.value(last)
+        count = int(ends.max().item()) + 1 if ends.numel() else 0
+        if count <= 0:
+            return torch.zeros_like(ends)
+        rank = max([ends.dim(), *(torch.as_tensor(v).dim() for v in self._values.values())])
+        steps = torch.arange(count).view(count, *(1,) * rank)
+        terms = _Evaluator({**self._values, expr.payload: steps}, self._tensors).value(body)
+        shape = torch.broadcast_shapes(terms.shape, (count, *(1,) * rank), ends.shape)
+        running = terms.expand(shape).cumsum(0)
+        chosen = ends.expand(shape[1:])
+        found = running.take_along_dim(chosen.clamp(min=0).unsqueeze(0), 0).squeeze(0)
+        return torch.where(chosen < 0, 0, found)
 
     def _apply(self, expr: Expr, args: list[torch.Tensor]) -> torch.Tensor:
         name, _, dtype = str(expr.payload).partition(":")

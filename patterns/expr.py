@@ -49,6 +49,7 @@ class Op(enum.Enum):
     AND = "and"
     OR = "or"
     NOT = "not"
+    SUM = "sum"  # payload: name of a bound coordinate; args: body, last. The body summed from 0 to last, both included
     CELL = "cell"  # payload: CellRef; args: indices. One element of a tensor that is not read any further
     APPLY = "apply"  # payload: function name; a pure function about which nothing is assumed
 
@@ -142,9 +143,22 @@ def cells(*roots: Expr) -> list[Expr]:
     return sorted((e for e in walk(*roots) if e.op is Op.CELL), key=lambda e: e.serial)
 
 
+BOUND = "~"
+"""First character of the coordinates that a SUM runs over: bound names, which are no coordinates of the mask."""
+
+
 def coords(*roots: Expr) -> set[str]:
-    """Names of the coordinates the roots depend on, tensor indices included."""
-    return {e.payload for e in walk(*roots) if e.op is Op.COORD}
+    """Names of the coordinates the roots depend on, tensor indices included, bound ones left out."""
+    return {e.payload for e in walk(*roots) if e.op is Op.COORD and not e.payload.startswith(BOUND)}
+
+
+def fresh_bound(*roots: Expr) -> str:
+    """A name for a bound coordinate that occurs nowhere in the roots.
+
+    The first free one, so that the same tensor read at two positions gives sums with the same body.
+    """
+    used = {e.payload for e in walk(*roots) if e.op in (Op.COORD, Op.SUM)}
+    return next(name for i in itertools.count() if (name := f"{BOUND}{i}") not in used)
 
 
 def sizes(*roots: Expr) -> set[str]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from .build import ONE, TRUE, add, const_int, linear_parts, scaled, sub
+from .build import ONE, TRUE, ZERO, add, and_, const_int, floordiv, le, linear_parts, lt, mod, scaled, sub
 from .expr import Expr, Op
 
 
@@ -55,6 +55,24 @@ class Facts:
                 answers = [self.decide(a) for a in condition.args]
                 return True if True in answers else (False if None not in answers else None)
         return None
+
+    def remainder(self, value: Expr, divisor: Expr) -> Expr:
+        """``value % divisor`` for a positive divisor; the value itself where it is known to lie below the divisor."""
+        found = mod(value, divisor)
+        if found.op is Op.MOD and found.args[1] is divisor and self._below(found.args[0], divisor):
+            return found.args[0]
+        return found
+
+    def quotient(self, value: Expr, divisor: Expr) -> Expr:
+        """``value // divisor`` for a positive divisor, without what is known to lie between 0 and the divisor."""
+        found = floordiv(value, divisor)
+        for atom, factor in linear_parts(found)[1].items():
+            if atom.op is Op.FLOORDIV and atom.args[1] is divisor and self._below(atom.args[0], divisor):
+                found = sub(found, scaled(atom, factor))
+        return found
+
+    def _below(self, value: Expr, limit: Expr) -> bool:
+        return self.decide(and_(le(ZERO, value), lt(value, limit))) is True
 
     def _bound(self, constant: int, parts: Mapping[Expr, int], *, low: bool) -> int | None:
         # Replace each coordinate by the end of its axis that makes the sum extreme; sizes may then cancel.

@@ -34,6 +34,8 @@ from .build import (
     linear_parts,
     lt,
     map_ite,
+    maximum,
+    minimum,
     mul,
     not_,
     scaled,
@@ -103,8 +105,8 @@ def magnitude(expr: Expr) -> float:
             return magnitude(expr.args[0]) * magnitude(expr.args[1])
         case Op.ITE:
             return max(magnitude(a) for a in expr.args[1:])
-        case Op.FLOORDIV | Op.MOD if expr.args[1].is_const and expr.args[1].value > 0:
-            return magnitude(expr.args[0]) if expr.op is Op.FLOORDIV else int(expr.args[1].value)
+        case Op.FLOORDIV | Op.MOD:  # neither is defined for a divisor of 0
+            return magnitude(expr.args[0 if expr.op is Op.FLOORDIV else 1])
     return math.inf
 
 
@@ -152,6 +154,9 @@ def _as_integer(expr: Expr) -> Expr | None:
         return expr.args[0]
     if expr.is_const and math.isfinite(expr.value) and expr.value == math.trunc(expr.value):
         return const_int(int(expr.value)) if abs(expr.value) <= 2**24 else None
+    if expr.op is Op.ITE:
+        then, otherwise = (_as_integer(a) for a in expr.args[1:])
+        return None if then is None or otherwise is None else ite(expr.args[0], then, otherwise)
     return None
 
 
@@ -161,13 +166,20 @@ def _as_integers(*exprs: Expr) -> tuple[Expr, ...] | None:
     if any(i is None for i in integers):
         return None
     found = tuple(i for i in integers if i is not None)
-    data = [i for i in found if not is_positional(i)]
+    data = [i for i in found if _holds_data(i)]
     # Data may be any integer, so only "data with a small constant" keeps its order and its zero under rounding.
     if data and (len(data) > 1 or not all(i.is_const for i in found if i not in data)):
         return None
     if data and any(abs(linear_parts(i)[0]) > _DATA_LIMIT for i in found):
         return None
     return found
+
+
+def _holds_data(expr: Expr) -> bool:
+    """True if an integer may be of any size because it comes from data; what data merely chooses from may not."""
+    if expr.op is Op.ITE:
+        return any(_holds_data(a) for a in expr.args[1:])
+    return not is_positional(expr)
 
 
 def arithmetic(name: str, dtype: torch.dtype, *args: Expr) -> Expr:
@@ -247,6 +259,8 @@ def _integer_arithmetic(name: str, args: tuple[Expr, ...]) -> Expr | None:
         return scaled(args[0], -1)
     if name == "mul" and positional and any(a.is_const for a in args):
         return mul(*args)
+    if name in ("minimum", "maximum") and positional:
+        return minimum(*args) if name == "minimum" else maximum(*args)
     if name == "abs" and positional:
         return ite(le(ZERO, args[0]), args[0], scaled(args[0], -1))
     if name in ("floor", "ceil", "round", "trunc") and positional:
@@ -283,10 +297,25 @@ def compare(name: str, left: Expr, right: Expr) -> Expr:
     infinite = _compare_with_infinity(name, left, right)
     if infinite is not None:
         return infinite
+    left, right, name = _between_integers(name, left, right)
     integers = _as_integers(left, right)
     if integers is not None:
         return {"lt": lt, "le": le, "eq": eq}[name](*integers)
     return apply(f"f{name}", Sort.BOOL, (left, right))
+
+
+def _between_integers(name: str, left: Expr, right: Expr) -> tuple[Expr, Expr, str]:
+    """A comparison of an integer with a number between integers, as one with an integer: `x < 0.5` is `x <= 0`."""
+    if name in ("lt", "le"):
+        if left.op is Op.TO_FLOAT and _is_fraction(right):
+            return left, const_float(math.floor(right.value)), "le"
+        if right.op is Op.TO_FLOAT and _is_fraction(left):
+            return const_float(math.ceil(left.value)), right, "le"
+    return left, right, name
+
+
+def _is_fraction(expr: Expr) -> bool:
+    return expr.is_const and abs(expr.value) < _DATA_LIMIT and expr.value != math.trunc(expr.value)
 
 
 def _pulled_choice(expr: Expr) -> Expr | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .build import linear_parts
-from .expr import Expr, Op, Sort
+from .expr import BOUND, Expr, Op, Sort
 
 _PREFERENCE = {"k": 0, "q": 1, "h": 2, "b": 3}
 _MAX_LENGTH = 400
@@ -72,6 +72,11 @@ class _Formatter:
                 if not expr.args:
                     return str(expr.payload.label)
                 return f"{expr.payload.label}[{', '.join(self.text(a) for a in expr.args)}]"
+            case Op.SUM:
+                name = str(expr.payload)
+                return f"sum({self.text(expr.args[0])} for {name} <= {self.text(expr.args[1])})".replace(
+                    name, _bound(name)
+                )
             case Op.APPLY:
                 return self._call(expr)
         raise ValueError(f"no text for {expr.op}")
@@ -135,6 +140,12 @@ class _Formatter:
         if leads[1] < leads[0]:
             left, right, constant = right, left, -constant
         return f"{self._sum(left, 0)} {sign} {self._sum(right, -constant)}"
+
+
+def _bound(name: str) -> str:
+    """How a bound coordinate is written: i, j, m, n, i4, ..."""
+    number = int(name[len(BOUND) :])
+    return "ijmn"[number] if number < 4 else f"i{number}"
 
 
 def _preference(atom: Expr) -> int:

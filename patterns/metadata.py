@@ -51,7 +51,7 @@ def input_label(node: fx.Node) -> str:
             name = ""
         quoted = re.findall(r"\['([^']+)'\]", name)
         if quoted:
-            tail = name.rpartition("]")[2].strip(".")
+            tail = name.rpartition("]")[2].strip(".()")
             return f"{quoted[-1]}.{tail}" if tail and "." not in quoted[-1] else quoted[-1]
     label = str(node.target) if node.op in ("placeholder", "get_attr") else node.name
     label = re.sub(

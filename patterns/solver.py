@@ -8,6 +8,7 @@ import torch
 
 from .expr import CellRef, Expr, Op, Sort
 from .facts import Facts
+from .sums import sum_laws
 
 
 class Translator:
@@ -26,12 +27,15 @@ class Translator:
         self._float = z3.DeclareSort("Float")
         self.names: dict[str, Any] = {}
         self.cells: dict[Expr, Any] = {}
+        self.sums: dict[Expr, Any] = {}
 
     def term(self, expr: Expr) -> Any:
         """The z3 term of an expression."""
         found = self._memo.get(expr)
         if found is None:
-            found = self._translate(expr, [self.term(a) for a in expr.args])
+            # the body of a sum has a bound coordinate, which is no term of its own
+            args = expr.args[1:] if expr.op is Op.SUM else expr.args
+            found = self._translate(expr, [self.term(a) for a in args])
             self._memo[expr] = found
         return found
 
@@ -40,6 +44,7 @@ class Translator:
         for extent in facts.extents.values():
             self.term(extent)
         claims = [self.term(facts.assumed)]
+        claims += [self.term(law) for law in sum_laws(list(self.sums), facts)]
         for name, extent in facts.extents.items():
             variable = self._variable(name)
             claims += [variable >= 0, variable < self.term(extent)]
@@ -68,13 +73,13 @@ class Translator:
     def _sort(self, sort: Sort) -> Any:
         return {Sort.INT: self.z3.IntSort(), Sort.BOOL: self.z3.BoolSort(), Sort.FLOAT: self._float}[sort]
 
-    def _call(self, name: str, expr: Expr, args: list[Any]) -> Any:
-        sorts = tuple(a.sort for a in expr.args)
-        key = (name, sorts, expr.sort)
+    def _call(self, name: str, exprs: tuple[Expr, ...], result: Sort, args: list[Any]) -> Any:
+        sorts = tuple(e.sort for e in exprs)
+        key = (name, sorts, result)
         if not args:
-            return self.z3.Const(f"{name}!{expr.sort.value}", self._sort(expr.sort))
+            return self.z3.Const(f"{name}!{result.value}", self._sort(result))
         if key not in self._functions:
-            signature = [self._sort(s) for s in (*sorts, expr.sort)]
+            signature = [self._sort(s) for s in (*sorts, result)]
             self._functions[key] = self.z3.Function(f"{name}!{len(self._functions)}", *signature)
         return self._functions[key](*args)
 
@@ -96,11 +101,11 @@ class Translator:
                 return args[0] * args[1]
             case Op.FLOORDIV:
                 # z3 rounds towards minus infinity for positive divisors only; the others stay unknown
-                return z3.If(args[1] > 0, args[0] / args[1], self._call("floordiv", expr, args))
+                return z3.If(args[1] > 0, args[0] / args[1], self._call("floordiv", expr.args, expr.sort, args))
             case Op.MOD:
-                return z3.If(args[1] > 0, args[0] % args[1], self._call("mod", expr, args))
+                return z3.If(args[1] > 0, args[0] % args[1], self._call("mod", expr.args, expr.sort, args))
             case Op.TO_FLOAT:
-                return self._call(f"float of {expr.payload}", expr, args)
+                return self._call(f"float of {expr.payload}", expr.args, expr.sort, args)
             case Op.ITE:
                 return z3.If(*args)
             case Op.LE0:
@@ -113,10 +118,15 @@ class Translator:
                 return z3.Or(*args)
             case Op.NOT:
                 return z3.Not(args[0])
+            case Op.SUM:
+                # one function of the end for each body: equal ends of equal bodies give equal sums
+                term = self._call(f"sum {expr.args[0].serial} over {expr.payload}", expr.args[1:], expr.sort, args)
+                self.sums[expr] = term
+                return term
             case Op.CELL:
-                term = self._call(f"cell {expr.payload.node}", expr, args)
+                term = self._call(f"cell {expr.payload.node}", expr.args, expr.sort, args)
                 self.cells[expr] = term
                 return term
             case Op.APPLY:
-                return self._call(f"apply {expr.payload}", expr, args)
+                return self._call(f"apply {expr.payload}", expr.args, expr.sort, args)
         raise ValueError(f"no z3 term for {expr.op}")

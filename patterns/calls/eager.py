@@ -3,93 +3,100 @@
 Walks upwards from the second matmul. Between the softmax and the first matmul any order of casts, scalar factors, mask
 additions and mask fills is taken as long as a factor does not scale a mask; anything else (a soft cap, say) ends the
 walk with the reason. Weights that are used elsewhere keep the call as it is.
+
+Where batch and heads are one axis for the matmuls (`bmm` on (B * H, Q, E), as in older models and in decomposed graphs)
+and two for the mask, the call is taken at the tensors with two: those that the views of query, key, value and result
+start from and lead to.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import fx
 
 from ..aliasing import op_name, written_tensors
 from ..metadata import tensor_of, value_of
-from ..predicate import is_blocked
 from ..sizes import shape_of
-from .record import AttentionCall, MaskTerm, NearMiss, TermMode
+from .folding import Lead, keeps_elements, split_user, unfolded
+from .record import AttentionCall, NearMiss
+from .scores import CASTS, MATMULS, VIEWS, Scores, is_call, leads_to_product, walk_scores
 
-_MATMULS = frozenset({"matmul", "bmm", "__matmul__"})
 _SOFTMAXES = frozenset({"softmax", "_softmax", "special_softmax"})
-_CASTS = frozenset({"to", "_to_copy", "double", "float", "half", "bfloat16", "type", "type_as"}) | frozenset(
-    {"contiguous", "clone", "detach"}
-)
-_FACTORS = frozenset(
-    {"mul", "div", "truediv", "true_divide", "__mul__", "__truediv__", "imul", "itruediv", "mul_", "div_"}
-)
-_ADDITIONS = frozenset({"add", "__add__", "iadd", "add_"})
 _TRANSPOSES = frozenset({"transpose", "swapaxes", "swapdims", "permute", "mT", "t"})
+_POINTWISE = frozenset({"mul", "div", "truediv", "add", "sub", "where", "masked_fill", "nan_to_num", "relu", "pow"})
+
+_UNTURNED = "the key is not a transpose of its last two axes"
 
 
-@dataclass
-class _Scores:
-    """What the walk from the softmax up to the first matmul has met."""
+def match_eager(node: fx.Node, constants: Mapping[str, torch.Tensor] | None = None) -> AttentionCall | NearMiss | None:
+    """Read `softmax(...) @ value`; None if the node is no such matmul.
 
-    terms: list[MaskTerm] = field(default_factory=list)
-    scale: float | fx.Node = 1.0
-    product: fx.Node | None = None
-    steps: set[fx.Node] = field(default_factory=set)
-    blockers: list[str] = field(default_factory=list)
-
-
-def match_eager(node: fx.Node) -> AttentionCall | NearMiss | None:
-    """Read `softmax(...) @ value`; None if the node is no such matmul."""
-    if not _is_call(node, _MATMULS) or len(node.args) < 2:
+    Args:
+        node: a candidate for the second matmul.
+        constants: tensors known by value, by node name.
+    """
+    if not is_call(node, MATMULS) or len(node.args) < 2:
         return None
-    softmax, blockers = _softmax_above(node.args[0])
+    scores = Scores(constants=constants or {})
+    softmax, odd = _softmax_above(node.args[0], scores)
     if softmax is None or not isinstance(node.args[1], fx.Node):
         return None
+    above = softmax.args[0] if softmax.args else softmax.kwargs.get("input")
+    if odd is not None:
+        if not leads_to_product(above):
+            return None
+        return NearMiss(softmax, f"'{op_name(odd)}' (node '{odd.name}') stands between the softmax and the values")
     if not _over_last_axis(softmax):
         return NearMiss(softmax, "the softmax does not run over the last axis")
-    scores = _Scores(blockers=list(blockers))
-    reason = _walk_scores(softmax.args[0] if softmax.args else softmax.kwargs.get("input"), scores)
+    reason = walk_scores(above, scores)
     if reason is not None or scores.product is None:
         return NearMiss(softmax, reason or "no query-key product above the softmax")
-    writer = _written_amid(node, scores)
-    if writer is not None:
-        return NearMiss(softmax, f"node '{writer.name}' writes into a tensor in the middle of the attention")
-    return _assemble(node, scores)
+    return _assemble(node, softmax, scores)
 
 
-def _written_amid(node: fx.Node, scores: _Scores) -> fx.Node | None:
-    """A write between the two matmuls that is no step from one to the other: it may change a mask or the scores."""
-    current = node.prev
-    while current is not scores.product and current.op != "root":
-        if current not in scores.steps and written_tensors(current):
-            return current
-        current = current.prev
-    return None
+def _softmax_above(value: object, scores: Scores) -> tuple[fx.Node | None, fx.Node | None]:
+    """The softmax that made the attention weights, through casts, views and dropout that does nothing.
 
-
-def _is_call(node: object, names: frozenset[str]) -> bool:
-    return isinstance(node, fx.Node) and node.op in ("call_function", "call_method") and op_name(node) in names
-
-
-def _softmax_above(value: object) -> tuple[fx.Node | None, list[str]]:
-    """The softmax that made the attention weights, through casts and dropout that does nothing."""
-    blockers: list[str] = []
+    Returns:
+        The softmax, None if there is none, and what stands in between and changes the weights, if anything.
+    """
+    odd: fx.Node | None = None
     while isinstance(value, fx.Node) and value.op in ("call_function", "call_method"):
         users = [u for u in value.users if op_name(u) != "_assert_tensor_metadata"]
         if len(users) > 1:
-            blockers.append("the attention weights are used elsewhere")
+            scores.blockers.append("the attention weights are used elsewhere")
         if op_name(value) in _SOFTMAXES:
-            return value, blockers
+            return value, odd
         if "dropout" in op_name(value):
             if _drops(value):
-                blockers.append("dropout is applied to the attention weights")
-        elif op_name(value) not in _CASTS:
-            return None, []
+                scores.blockers.append("dropout is applied to the attention weights")
+        elif op_name(value) in _POINTWISE:
+            odd = odd or value
+            value = _towards_softmax(value)
+            continue
+        elif op_name(value) in VIEWS and not scores.take_view(value):
+            odd = odd or value
+        elif op_name(value) not in CASTS | VIEWS:
+            return None, None
         value = value.args[0] if value.args else None
-    return None, []
+    return None, None
+
+
+def _towards_softmax(node: fx.Node) -> fx.Node | None:
+    """The operand of a pointwise op that comes from a softmax, a few steps up at most."""
+    for operand in node.all_input_nodes:
+        current: Any = operand
+        for _ in range(6):
+            if not isinstance(current, fx.Node) or not current.args:
+                break
+            if is_call(current, _SOFTMAXES):
+                return operand
+            current = current.args[0]
+    return None
 
 
 def _drops(node: fx.Node) -> bool:
@@ -105,192 +112,110 @@ def _over_last_axis(softmax: fx.Node) -> bool:
     return isinstance(dim, int) and (dim == -1 or (tensor is not None and dim == tensor.dim() - 1))
 
 
-def _walk_scores(value: object, scores: _Scores) -> str | None:
-    """Follow the scores up to the matmul of query and key; the reason if that fails."""
-    while isinstance(value, fx.Node):
-        if value.op not in ("call_function", "call_method"):
-            return f"the scores come from '{value.name}', which is no product of query and key"
-        users = [u for u in value.users if op_name(u) != "_assert_tensor_metadata"]
-        if len(users) > 1:
-            scores.blockers.append("the attention scores are used elsewhere")
-        name = op_name(value)
-        scores.steps.add(value)
-        if name in _MATMULS and len(value.args) == 2:
-            scores.product = value
-            return None
-        if name in _CASTS:
-            value = value.args[0]
-        elif name == "tanh":
-            scores.blockers.append("the scores are soft-capped (tanh), which no fused kernel takes")
-            scores.scale = 1.0  # the cap's own factor; the call stays as it is, so no scale is needed
-            value = value.args[0]
-        elif name in _FACTORS | _ADDITIONS and (len(value.args) != 2 or value.kwargs):
-            return f"'{name}' (node '{value.name}') has more arguments than two operands"
-        elif name in _FACTORS:
-            value, reason = _take_factor(value, scores)
-            if reason:
-                return reason
-        elif name in _ADDITIONS:
-            value, mask = _score_operand(value)
-            if mask is None or value is None:
-                return "the addition to the scores has no tensor operand that is a mask"
-            if scores.scale != 1.0:
-                return f"a factor scales the mask '{mask.name}' together with the scores"
-            scores.terms.append(MaskTerm(mask, TermMode.ADD))
-        elif name in ("masked_fill", "masked_fill_"):
-            value, reason = _take_fill(value, scores)
-            if reason:
-                return reason
-        elif name == "where":
-            value, reason = _take_where(value, scores)
-            if reason:
-                return reason
-        else:
-            return f"'{name}' (node '{value.name}') stands between the query-key product and the softmax"
-    return "the scores are no tensor of the graph"
-
-
-def _take_factor(node: fx.Node, scores: _Scores) -> tuple[Any, str | None]:
-    left, right = node.args[0], node.args[1]
-    divides = "div" in op_name(node)
-    if _is_tensor(right) and not _is_tensor(left) and not divides:
-        left, right = right, left
-    if _number(right) is not None:
-        right = _number(right)  # a 0-d tensor such as torch.full([], head_dim**0.5)
-    if _is_tensor(right):
-        return None, f"the scores are scaled by a tensor (node '{node.name}')"
-    if isinstance(right, fx.Node):
-        if scores.blockers:
-            return left, None  # the call stays as it is, whatever its scale
-        if divides or scores.scale != 1.0:
-            return None, f"the scale of the scores (node '{node.name}') is not a constant"
-        scores.scale = right
-    elif isinstance(right, (int, float)) and isinstance(scores.scale, float):
-        scores.scale = scores.scale / right if divides else scores.scale * right
-    else:
-        return None, f"the scale of the scores (node '{node.name}') is not a constant"
-    return left, None
-
-
-def _take_fill(node: fx.Node, scores: _Scores) -> tuple[Any, str | None]:
-    args: dict[str, Any] = {**dict(zip(("self", "mask", "value"), node.args, strict=False)), **node.kwargs}
-    fill = _number(args.get("value"))
-    if scores.scale != 1.0:
-        return None, f"a factor scales the scores after the fill '{node.name}'"
-    if fill is None or not isinstance(args.get("mask"), fx.Node):
-        return None, f"the fill value of '{node.name}' is not a constant"
-    if not _blocks(node, fill):
-        return None, f"'{node.name}' puts {fill} in the place of scores, which does not block them"
-    scores.terms.append(MaskTerm(args["mask"], TermMode.BLOCK, fill))
-    return args["self"], None
-
-
-def _take_where(node: fx.Node, scores: _Scores) -> tuple[Any, str | None]:
-    condition = node.args[0] if len(node.args) == 3 else None
-    if not isinstance(condition, fx.Node):
-        return None, f"'{node.name}' is no choice between scores and a number"
-    if scores.scale != 1.0:
-        return None, f"a factor scales the scores after the choice '{node.name}'"
-    then, otherwise = node.args[1:]
-    fills = [_number(then), _number(otherwise)]
-    if any(fill is not None and not _blocks(node, fill) for fill in fills):
-        return None, f"'{node.name}' puts a number in the place of scores that does not block them"
-    if fills[1] is not None and _leads_to_product(then):
-        scores.terms.append(MaskTerm(condition, TermMode.KEEP, fills[1]))
-        return then, None
-    if fills[0] is not None and _leads_to_product(otherwise):
-        scores.terms.append(MaskTerm(condition, TermMode.BLOCK, fills[0]))
-        return otherwise, None
-    return None, f"'{node.name}' is no choice between scores and a number"
-
-
-def _blocks(node: fx.Node, fill: float) -> bool:
-    """True if a number in the place of a score leaves the key no weight; any other one is neither mask nor bias."""
-    tensor = tensor_of(node)
-    return tensor is not None and is_blocked(fill, tensor.dtype)
-
-
-def _number(value: object) -> float | None:
-    """A number, or the number in a full / scalar tensor node."""
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        return float(value)
-    if (
-        isinstance(value, fx.Node)
-        and value.op == "call_function"
-        and op_name(value) in ("full", "tensor", "scalar_tensor")
-    ):
-        filled = value.kwargs.get(
-            "fill_value", value.args[1] if op_name(value) == "full" and len(value.args) > 1 else None
-        )
-        if op_name(value) in ("tensor", "scalar_tensor"):
-            filled = value.args[0] if value.args else None
-        return float(filled) if isinstance(filled, (int, float)) and not isinstance(filled, bool) else None
-    return None
-
-
-def _is_tensor(value: object) -> bool:
-    return tensor_of(value) is not None
-
-
-def _score_operand(node: fx.Node) -> tuple[fx.Node | None, fx.Node | None]:
-    """The operand of an addition that leads to the query-key product, and the other."""
-    left, right = node.args[0], node.args[1]
-    if not isinstance(left, fx.Node) or not isinstance(right, fx.Node):
-        return None, None
-    if _leads_to_product(left):
-        return left, right
-    if _leads_to_product(right):
-        return right, left
-    return None, None
-
-
-def _leads_to_product(value: object) -> bool:
-    """True if scores (casts, factors, masks over a matmul) stand above a value."""
-    steps = _CASTS | _FACTORS | _ADDITIONS | {"masked_fill", "masked_fill_", "where", "tanh"}
-    pending, seen = [value], 0
-    while pending and seen < 32:
-        current = pending.pop()
-        seen += 1
-        if _is_call(current, _MATMULS):
-            return True
-        if isinstance(current, fx.Node) and _is_call(current, frozenset(steps)):
-            pending.extend(a for a in current.args[:3] if isinstance(a, fx.Node))
-    return False
-
-
-def _assemble(node: fx.Node, scores: _Scores) -> AttentionCall | NearMiss:
+def _assemble(node: fx.Node, softmax: fx.Node, scores: Scores) -> AttentionCall | NearMiss:
     product = scores.product
     if product is None:
-        return NearMiss(node, "no query-key product above the softmax")
-    query, key_t = product.args[0], product.args[1]
-    key = _untransposed(key_t)
-    value = node.args[1]
-    if not (isinstance(query, fx.Node) and isinstance(value, fx.Node)) or key is None:
-        return NearMiss(product, "the key is not a transpose of its last two axes")
+        return NearMiss(softmax, "no query-key product above the softmax")
+    passed: list[fx.Node] = []
+    found = _operands(node, scores, passed)
+    if isinstance(found, str):
+        return NearMiss(product, found)
+    query, key, value, result = found
+    writer = _written_amid(result, scores, passed)
+    if writer is not None:
+        return NearMiss(softmax, f"node '{writer.name}' writes into a tensor in the middle of the attention")
     reason = _shape_problem(query, key, value)
     if reason is not None:
         return NearMiss(product, reason)
-    call = AttentionCall(
-        node=node,
+    return AttentionCall(
+        node=result,
         query=query,
         key=key,
         value=value,
-        terms=tuple(reversed(scores.terms)),
+        terms=tuple(t if scores.leads else replace(t, flat=False) for t in reversed(scores.terms)),
         scale=scores.scale,
         spelling="eager",
         empty_rows_are_nan=True,
+        blockers=tuple(dict.fromkeys(scores.blockers)),
     )
-    return replace(call, blockers=tuple(dict.fromkeys(scores.blockers)))
 
 
-def _untransposed(node: object) -> fx.Node | None:
+def _operands(node: fx.Node, scores: Scores, passed: list[fx.Node]) -> tuple[fx.Node, fx.Node, fx.Node, fx.Node] | str:
+    """Query, key, value and result; the reason if one of them cannot be told.
+
+    Args:
+        node: the second matmul.
+        scores: what stands above it.
+        passed: is filled with the nodes that were looked through: views, copies.
+    """
+    value = node.args[1]
+    if not isinstance(scores.query, fx.Node) or not isinstance(value, fx.Node):
+        return "query or value is no tensor of the graph"
+    if not scores.leads:
+        key = _untransposed(scores.key, passed)
+        return (
+            (scores.query, key, value, node) if key is not None else "the key is not a transpose of its last two axes"
+        )
+    if len(scores.leads) > 1:
+        return "the views around the softmax take batch and heads apart in different ways"
+    lead = next(iter(scores.leads))
+    if not _keeps_shape(scores, lead):
+        return "a mask spreads the scores over more axes than the product has"
+    turned = _untransposed(scores.key, passed)
+    if turned is not None:
+        key = unfolded(turned, lead, passed.append)
+    else:
+        key = _untransposed(unfolded(scores.key, lead, passed.append), passed)
+    if key is None:
+        return _UNTURNED
+    query = unfolded(scores.query, lead, passed.append)
+    value = unfolded(value, lead, passed.append)
+    if query is None or value is None:
+        return "query or value has batch and heads in one axis from the start, the mask has two"
+    tensor = tensor_of(node)
+    if tensor is not None and tensor.dim() == 4:
+        return query, key, value, node
+    result = split_user(node, lead)
+    if result is None:
+        scores.blockers.append("the result keeps batch and heads in one axis, or is used in several ways")
+    return query, key, value, result or node
+
+
+def _keeps_shape(scores: Scores, lead: Lead) -> bool:
+    """True if all scores have the product's shape, with batch and heads merged or not."""
+    shapes = {shape_of(t) for n in scores.path if (t := tensor_of(n)) is not None}
+    merged = {s for s in shapes if len(s) == 3}
+    apart = {s for s in shapes if len(s) == 4}
+    last = {s[-2:] for s in shapes}
+    return (
+        len(shapes) == len(merged) + len(apart)
+        and len(merged) <= 1
+        and len(last) == 1
+        and all(s[:2] == lead for s in apart)
+    )
+
+
+def _written_amid(result: fx.Node, scores: Scores, passed: list[fx.Node]) -> fx.Node | None:
+    """A write between what is looked through and the result that is no step of the way: it may change what was read."""
+    open_nodes = {*passed, scores.product}
+    current = result.prev
+    while open_nodes and current.op != "root":
+        open_nodes.discard(current)
+        if open_nodes and current not in scores.steps and written_tensors(current):
+            return current
+        current = current.prev
+    return None
+
+
+def _untransposed(node: object, passed: list[fx.Node]) -> fx.Node | None:
     """The tensor of which a node swaps the last two axes."""
-    while _is_call(node, frozenset({"contiguous", "clone"})) and isinstance(node, fx.Node):
+    while isinstance(node, fx.Node) and keeps_elements(node):
+        passed.append(node)
         node = node.args[0]
     if not isinstance(node, fx.Node):
         return None
-    attribute = _is_call(node, frozenset({"getattr"})) and node.args[1] == "mT"  # `x.mT` in a Dynamo graph
-    if not attribute and not _is_call(node, _TRANSPOSES):
+    attribute = is_call(node, frozenset({"getattr"})) and node.args[1] == "mT"  # `x.mT` in a Dynamo graph
+    if not attribute and not is_call(node, _TRANSPOSES):
         return None
     source = node.args[0]
     tensor = tensor_of(source)

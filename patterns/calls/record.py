@@ -25,11 +25,13 @@ class MaskTerm:
         node: the tensor; broadcasts to the scores (..., Q, K).
         mode: how it acts.
         fill: the score where blocked (BLOCK and KEEP), a number.
+        flat: the tensor is (B * H, Q, K), with batch and heads in one axis, the heads inside; the scores are not.
     """
 
     node: fx.Node
     mode: TermMode
     fill: float | None = None
+    flat: bool = False
 
 
 @dataclass(frozen=True)

@@ -4,26 +4,50 @@
     q      # # # .
     |      # # # .
 
-Left, right and with holes are one formula; only the data differ. Near misses: a mask that depends on the query, on the
-head, or a packed batch (`id[b, q] == id[b, k]`).
+Left, right and with holes are one formula; only the data differ. Some models hide whole queries as well
+(`attention_mask[b, q]`), which is the same condition on the other axis. Near misses: a condition that depends on query
+and key together, or on the head; a packed batch (`id[b, q] == id[b, k]`).
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 from .. import build
 from ..expr import Expr, cells, coords
 from ..facts import Facts
 
 
+@dataclass(frozen=True)
+class Padding:
+    """A condition on data at the key's position alone, or at the query's position alone.
+
+    Attributes:
+        condition: BOOL expression over b and one of k and q, e.g. `attention_mask[b, k]`.
+    """
+
+    condition: Expr
+    kind: str = "padding"
+
+    def allowed(self, facts: Facts) -> Expr:
+        """The condition."""
+        return self.condition
+
+    def __str__(self) -> str:
+        return "padding" if "q" not in coords(self.condition) else "padding of queries"
+
+
 def is_padding(term: Expr, facts: Facts) -> bool:
-    """True if a condition is on an input's element at the key's own position, the same for every query and head."""
+    """True if a condition is on inputs at the key's own position, the same for every query and head."""
     if not cells(term) or not all(c.payload.is_input for c in cells(term)):
         return False
     one_key = facts.extents.get("k") is build.ONE
     return ("k" in coords(term) or one_key) and coords(term) <= {"b", "k"}
 
 
-def is_packed(term: Expr) -> bool:
-    """True if a condition compares data at the query's position with data at the key's position."""
-    used = [coords(c) for c in cells(term)]
-    return any("q" in u for u in used) and any("k" in u for u in used) and not any({"q", "k"} <= u for u in used)
+def paddings(term: Expr, facts: Facts) -> Iterator[Padding]:
+    """The padding that one condition of a mask is, if it is."""
+    from_inputs = bool(cells(term)) and all(c.payload.is_input for c in cells(term))
+    if is_padding(term, facts) or (from_inputs and "q" in coords(term) and coords(term) <= {"b", "q"}):
+        yield Padding(term)

@@ -168,9 +168,9 @@ def _integer_division(reader: Reader, node: fx.Node, left: Any, right: Any, coor
     dividend, divisor = (_operand(reader, v, coords, dtype) for v in (left, right))
     if reader.facts.decide(build.lt(build.ZERO, divisor)) is not True:
         raise Unreadable("division by a number not known to be positive")
-    quotient = build.floordiv(dividend, divisor)
+    quotient = reader.facts.quotient(dividend, divisor)
     if truncates:
-        negative = build.scaled(build.floordiv(build.scaled(dividend, -1), divisor), -1)
+        negative = build.scaled(reader.facts.quotient(build.scaled(dividend, -1), divisor), -1)
         quotient = reader.choose(build.le(build.ZERO, dividend), quotient, negative)
     return quotient
 
@@ -185,7 +185,7 @@ def read_remainder(reader: Reader, node: fx.Node, coords: Coords) -> Expr:
     dividend, divisor = (_operand(reader, v, coords, dtype) for v in (args["self"], args["other"]))
     if reader.facts.decide(build.lt(build.ZERO, divisor)) is not True:
         raise Unreadable("remainder by a number not known to be positive")
-    return build.mod(dividend, divisor)
+    return reader.facts.remainder(dividend, divisor)
 
 
 @RULES.register(aten.min.other, aten.max.other)
@@ -235,6 +235,18 @@ def read_abs(reader: Reader, node: fx.Node, coords: Coords) -> Expr:
     if value.sort is Sort.BOOL:
         return value
     return reader.choose(build.le(build.ZERO, value), value, _checked(build.scaled(value, -1), reader.dtype(node)))
+
+
+@RULES.register(aten.sign, aten.sgn)
+def read_sign(reader: Reader, node: fx.Node, coords: Coords) -> Expr:
+    """-1, 0 or 1 by the sign of an integer; floats are left to what is known of them."""
+    value = reader.read(bind(node)["self"], coords)
+    if value.sort is Sort.BOOL:
+        return value
+    if value.sort is Sort.FLOAT:
+        return floats.arithmetic("sign", reader.dtype(node), value)
+    not_positive = reader.choose(build.eq0(value), build.ZERO, build.const_int(-1))
+    return reader.choose(build.lt(build.ZERO, value), build.ONE, not_positive)
 
 
 @RULES.register(

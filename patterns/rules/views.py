@@ -49,7 +49,7 @@ def read_squeeze(reader: Reader, node: fx.Node, coords: Coords) -> Expr:
     args = bind(node)
     shape = reader.shape(args["self"])
     dims = args.get("dim")
-    chosen = range(len(shape)) if dims is None else [dims] if isinstance(dims, int) else dims
+    chosen = range(len(shape)) if dims is None or not shape else [dims] if isinstance(dims, int) else dims
     dropped = {d for d in (wrap_dim(d, len(shape)) for d in chosen) if shape[d] is build.ONE}
     if len(shape) - len(dropped) != len(coords):
         raise Unreadable("squeeze of an axis whose size is not known to be one")
@@ -71,7 +71,7 @@ def read_repeat(reader: Reader, node: fx.Node, coords: Coords) -> Expr:
     own = coords[len(coords) - len(shape) :]
     repeats = bind(node)["repeats"][len(coords) - len(shape) :]
     index = tuple(
-        c if isinstance(r, int) and r == 1 else build.ZERO if s is build.ONE else build.mod(c, s)
+        c if isinstance(r, int) and r == 1 else build.ZERO if s is build.ONE else reader.facts.remainder(c, s)
         for c, s, r in zip(own, shape, repeats, strict=True)
     )
     return reader.read(source, index)
@@ -159,6 +159,34 @@ def read_flip(reader: Reader, node: fx.Node, coords: Coords) -> Expr:
     return reader.read(args["self"], index)
 
 
+@RULES.register(aten.roll)
+def read_roll(reader: Reader, node: fx.Node, coords: Coords) -> Expr:
+    """Element i of a rolled axis is element i - shift, counted around the axis' end."""
+    args = bind(node)
+    shape = reader.shape(node)
+    if not args["dims"]:
+        raise Unreadable("roll of all axes as one")
+    index = coords
+    for shift, dim in zip(args["shifts"], args["dims"], strict=True):
+        d = wrap_dim(dim, len(shape))
+        index = at(index, d, _rolled(reader, build.sub(index[d], reader.integer(shift)), shape[d]))
+    return reader.read(args["self"], index)
+
+
+def _rolled(reader: Reader, index: Expr, extent: Expr) -> Expr:
+    """An index modulo the extent, without a division where it is less than one extent off."""
+    below = build.lt(index, build.ZERO)
+    above = build.le(extent, index)
+    least, most = (
+        reader.facts.decide(build.le(build.scaled(extent, -1), index)),
+        reader.facts.decide(build.lt(index, build.scaled(extent, 2))),
+    )
+    if not least or not most:
+        return build.mod(index, extent)
+    back = reader.choose(above, build.sub(index, extent), index)
+    return reader.choose(below, build.add(index, extent), back)
+
+
 @RULES.register(aten.view, aten.reshape, aten._unsafe_view, aten.flatten, aten.unflatten, aten._reshape_alias)
 def read_view(reader: Reader, node: fx.Node, coords: Coords) -> Expr:
     """Axes that both shapes share keep their coordinate; a run between them is re-split in row-major order."""
@@ -204,8 +232,8 @@ def _resplit(reader: Reader, new: Sequence[tuple[Expr, Expr]], old: Sequence[Exp
             indices.append(remaining)  # the outermost index needs no modulus
             remaining = build.ZERO
         else:
-            indices.append(build.mod(remaining, extent))
-            remaining = build.floordiv(remaining, extent)
+            indices.append(reader.facts.remainder(remaining, extent))
+            remaining = reader.facts.quotient(remaining, extent)
     return indices[::-1]
 
 

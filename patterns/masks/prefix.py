@@ -1,0 +1,81 @@
+"""Prefix-LM and blockwise masks: causal, and besides, some keys are seen though they come later.
+
+    k ->   # # # . .      a prefix of 3:  k <= q | k < 3
+    q      # # # . .
+    |      # # # . .      blocks (image tokens):  k <= q | block[b, q] == block[b, k] & block[b, q] >= 0
+           # # # # .
+           # # # # #
+
+Near misses: a prefix that only hides (`k <= q & k < 3`), a block number that is compared with another tensor, a
+block condition without `>= 0` (then everything outside of blocks is one block).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from .. import build
+from ..expr import Expr, Op, coords, is_positional
+from ..facts import Facts
+from ..formula import format_expr
+from .causal import Causal
+from .packed import Packed
+from .template import K, MaskTemplate
+from .terms import depends_on_both
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """What the base allows, and what is visible besides.
+
+    Attributes:
+        base: the causal or windowed mask that text follows.
+        visible: BOOL expression: the keys seen whatever the base says.
+    """
+
+    base: MaskTemplate
+    visible: Expr
+    kind: str = "prefix"
+
+    def allowed(self, facts: Facts) -> Expr:
+        """Either of the two."""
+        return build.or_(self.base.allowed(facts), self.visible)
+
+    def __str__(self) -> str:
+        what = "blockwise" if depends_on_both(self.visible) else "prefix-LM"
+        return f"{what}: {self.base}, or else {format_expr(self.visible, 80)}"
+
+
+def prefixes(expr: Expr, facts: Facts) -> Iterator[Prefix]:
+    """Prefixes of a length that follows from sizes: an upper bound on k alone inside a disjunction."""
+    if expr.op is not Op.OR:
+        return
+    for part in expr.args:
+        if part.op is Op.LE0 and coords(part) == {"k"} and is_positional(part):
+            _, terms = build.linear_parts(part.args[0])
+            if terms[K] == 1:
+                yield Prefix(Causal(), part)
+
+
+def is_visibility(term: Expr) -> bool:
+    """True if a condition shows keys by data of the key, of the query, or of both in the same way (a block)."""
+    for part in _disjuncts(term):
+        for condition in build.conjuncts(part):
+            if not depends_on_both(condition):
+                continue
+            if is_positional(condition):
+                return False
+            if not any(found.allowed(Facts()) is condition for found in _blocks(condition)):
+                return False
+    return True
+
+
+def _disjuncts(term: Expr) -> tuple[Expr, ...]:
+    return term.args if term.op is Op.OR else (term,)
+
+
+def _blocks(condition: Expr) -> Iterator[Packed]:
+    from .packed import documents
+
+    yield from documents(condition, Facts())
