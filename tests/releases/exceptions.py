@@ -1,0 +1,31 @@
+"""What a release or an architecture may keep, and why. Everything else that is not rewritten or not known fails."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Exempt:
+    """One exception.
+
+    Attributes:
+        models: it is for these only; empty for all.
+        case: words of the case's label, such as "eager"; all must occur.
+        reason: what the report says, or a part of it.
+        why: for the page, a sentence.
+    """
+
+    models: tuple[str, ...]
+    case: tuple[str, ...]
+    reason: str
+    why: str
+
+    def covers(self, model: str, case: str, text: str) -> bool:
+        """True if this exception is for a finding."""
+        return (
+            (not self.models or model in self.models) and all(word in case for word in self.case) and self.reason in text
+        )
+
+
+EXCEPTIONS: tuple[Exempt, ...] = ()
