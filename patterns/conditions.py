@@ -10,7 +10,7 @@ import torch
 
 from ..errors import OptionError
 from . import build
-from .constants import same_bits
+from .constants import is_plain, same_bits
 from .expr import CellRef, Expr, Op, Sort, cells, walk
 
 
@@ -70,7 +70,7 @@ class ValueCondition:
 
     def holds(self, tensor: torch.Tensor) -> bool:
         """True if a tensor holds the expected value."""
-        return same_bits(tensor, self.expected)
+        return is_plain(tensor) and same_bits(tensor, self.expected)
 
     def implies(self, other: object) -> bool:
         """True for the same condition."""

@@ -43,10 +43,12 @@ class Constant:
         form: its closed form; None if it follows no known pattern.
         bound: the largest absolute value among the elements that follow no pattern; infinite if one of them is not
             finite or could stand for "blocked" in a mask.
+        problem: why there is no closed form; empty if there is one.
     """
 
     form: Form | None
     bound: float
+    problem: str = ""
 
 
 @dataclass
@@ -61,7 +63,7 @@ class Constants:
     def of(self, tensor: torch.Tensor) -> Constant:
         """The closed form of a tensor of any rank and dtype."""
         if not is_plain(tensor):
-            return Constant(None, math.inf)
+            return Constant(None, math.inf, "is empty, too large to be looked at, or of a kind that cannot be")
         tensor = tensor.detach()
         alike = self._known.setdefault((tensor.shape, tensor.dtype), [])
         for seen, found in alike:
@@ -117,7 +119,7 @@ def look_at(tensor: torch.Tensor) -> Constant:
     if form is not None:
         return Constant(form, 0.0)
     split = _blocked_split(tensor) if tensor.dtype.is_floating_point else None
-    return split if split is not None else Constant(None, _bound(tensor))
+    return split if split is not None else Constant(None, _bound(tensor), "follows no known pattern")
 
 
 def closed_form(tensor: torch.Tensor) -> Form | None:
@@ -196,10 +198,10 @@ def _affine(tensor: torch.Tensor) -> Form | None:
         return None
     steps = [int(line[1] - line[0]) for line in lines if line is not None]
     origin = int(values.reshape(-1)[0])
-    predicted = torch.tensor(origin)
+    predicted = torch.tensor(origin, device="cpu")
     for axis, step in enumerate(steps):
         shape = [-1 if a == axis else 1 for a in range(tensor.dim())]
-        predicted = predicted + step * torch.arange(tensor.shape[axis]).view(shape)
+        predicted = predicted + step * torch.arange(tensor.shape[axis], device="cpu").view(shape)
     if not torch.equal(predicted, values):
         return None
     dtype = tensor.dtype
@@ -292,7 +294,7 @@ def _joined(pieces: Sequence[tuple[int, Form]]) -> Form:
 
 def _chunked(values: torch.Tensor, dtype: torch.dtype) -> Form | None:
     """`base + slope * i + step * ((i - phase) // size)` with a slope of 0 or 1: ids and positions of equal chunks."""
-    index = torch.arange(len(values))
+    index = torch.arange(len(values), device="cpu")
     for slope in (0, 1):
         level = values - slope * index
         changes = (level.diff() != 0).nonzero()[:, 0] + 1

@@ -205,7 +205,7 @@ class Reader:
         def rest() -> Expr:
             ref = self.labels.get(node.name)
             shape = "x".join(str(s) for s in tensor.shape)
-            reason = f"a constant of shape {shape} follows no known pattern"
+            reason = f"a constant of shape {shape} {found.problem or 'holds values that follow no known pattern'}"
             element = (
                 self.opaque(node, coords, reason) if ref is None else build.cell(replace(ref, is_input=False), coords)
             )

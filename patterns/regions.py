@@ -65,7 +65,7 @@ class _Rows:
     @property
     def index(self) -> torch.Tensor:
         """The row numbers."""
-        return torch.arange(len(self.first))
+        return _arange(len(self.first))
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def _fit_framed(mask: torch.Tensor, *, inverted: bool) -> Region | None:
     rows, columns = mask.shape
     full_rows = _leading(mask.all(1))
     below = mask[full_rows:]
-    start = torch.arange(full_rows, rows)
+    start = _arange(rows)[full_rows:]
     shared = _leading(below.all(0)) if full_rows < rows else 0
     seen = below[:, : min(rows, columns)]
     sinks = 0
@@ -165,7 +165,7 @@ def _fit_rows(mask: torch.Tensor, *, inverted: bool) -> Region | None:
 
 def _measure(mask: torch.Tensor, *, inverted: bool) -> _Rows | None:
     """The rows as intervals; None if too many of them are none."""
-    columns = torch.arange(mask.shape[1], dtype=torch.int16 if mask.shape[1] < 2**15 else torch.int64)
+    columns = _arange(mask.shape[1]).to(torch.int16 if mask.shape[1] < 2**15 else torch.int64)
     parts: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
     broken_so_far = 0
     for given in mask.split(max(1, _CHUNK_ELEMENTS // mask.shape[1])):
@@ -198,7 +198,7 @@ def _exceptions(
     misfits = (~fits).nonzero()[:, 0]
     if len(misfits) > MAX_EXCEPTIONS:
         return None
-    columns = torch.arange(rows.columns)
+    columns = _arange(rows.columns)
     inside = (columns >= low.values[misfits, None]) & (columns <= high.values[misfits, None])
     actual = mask[misfits]
     wrong = (inside != (~actual if inverted else actual)).nonzero()
@@ -278,6 +278,11 @@ def _upper_bounds(rows: _Rows) -> Iterator[_Bound]:
     yield from _in_pieces(last, good, _at_most)
 
 
+def _arange(length: int) -> torch.Tensor:
+    """On the CPU, whatever the default device."""
+    return torch.arange(length, device="cpu")
+
+
 def _vote(values: torch.Tensor) -> int | None:
     """The most frequent value."""
     return int(values.mode().values) if len(values) else None
@@ -331,7 +336,7 @@ def piecewise(values: torch.Tensor) -> list[tuple[int, int, int, int]] | None:
         At most `MAX_PIECES` pieces, each as long as it can be; None if that is too few.
     """
     length = len(values)
-    constant_until, moving_until = (_run_ends(v) for v in (values, values - torch.arange(length)))
+    constant_until, moving_until = (_run_ends(v) for v in (values, values - _arange(length)))
     pieces: list[tuple[int, int, int, int]] = []
     begin = 0
     while begin < length:
@@ -349,8 +354,8 @@ def piecewise(values: torch.Tensor) -> list[tuple[int, int, int, int]] | None:
 
 def _run_ends(values: torch.Tensor) -> torch.Tensor:
     """For each position, where the run of equal values that it belongs to ends."""
-    changes = torch.cat([(values.diff() != 0).nonzero()[:, 0] + 1, torch.tensor([len(values)])])
-    return changes[torch.searchsorted(changes, torch.arange(len(values)), right=True)]
+    changes = torch.cat([(values.diff() != 0).nonzero()[:, 0] + 1, _arange(len(values) + 1)[-1:]])
+    return changes[torch.searchsorted(changes, _arange(len(values)), right=True)]
 
 
 def interval_of(index: Expr, begin: int, end: int, extent: int) -> Expr:
