@@ -17,7 +17,7 @@ from ..patterns.conditions import Condition, parse_conditions
 from ..patterns.metadata import input_label, tensor_of
 from ..patterns.prover import DEFAULT_TIMEOUT_MS, Prover
 from .assertions import insert_assertions
-from .exported import lifted_constants, size_ranges, user_inputs, with_graph
+from .exported import fixed_buffers, lifted_constants, origins, size_ranges, user_inputs, with_graph
 from .history import last_report
 from .inspecting import inspection, inspector
 from .options import checked_timeout
@@ -50,6 +50,9 @@ def lower(
 ) -> Lowered:
     """Lower the attention of a captured program by proof.
 
+    Constants of an ExportedProgram, and buffers that it does not write into, are read by their values; the report says
+    of each proof on which of them it rests. Parameters are never.
+
     Args:
         program: an ExportedProgram, or a GraphModule from Dynamo, export or make_fx. It is not changed.
         target: the backend to be served: "inductor" or "eager", or a `Target`.
@@ -74,7 +77,8 @@ def lower(
             program.graph_module,
             chosen,
             assumed,
-            constants=lifted_constants(program),
+            constants={**lifted_constants(program), **fixed_buffers(program)},
+            origins=origins(program),
             ranges=size_ranges(program),
             prover=prover,
         )

@@ -13,7 +13,7 @@ from torch import fx
 
 from ..errors import OptionError
 from ..patterns.prover import Prover
-from .guarded import Compiled, GuardedCallable, checks_for, unwrap_floats
+from .guarded import Compiled, GuardedCallable, buffer_values, checks_for, unwrap_floats
 from .history import remember
 from .options import BackendOptions, parse_options
 from .plan import Plan, make_plan
@@ -42,7 +42,7 @@ def attnlower_backend(
         OptionError: for an unknown option or mode.
     """
     chosen = parse_options(options, mode)
-    plan = plan_or_none(gm, chosen)
+    plan = plan_or_none(gm, example_inputs, chosen)
     if plan is None:
         return _compile(gm, example_inputs, chosen)
     if plan.guarded is None:
@@ -56,10 +56,16 @@ def attnlower_backend(
     return GuardedCallable(fast, _lazy_general(plan, gm, chosen), checks_for(gm, plan.conditions))
 
 
-def plan_or_none(gm: fx.GraphModule, chosen: BackendOptions) -> Plan | None:
+def plan_or_none(gm: fx.GraphModule, example_inputs: Sequence[Any], chosen: BackendOptions) -> Plan | None:
     """The plan for a graph; None after an internal error, with one warning (unless `strict`)."""
     try:
-        plan = make_plan(gm, chosen.target, guard=chosen.padding == "guard", prover=Prover(chosen.timeout_ms))
+        plan = make_plan(
+            gm,
+            chosen.target,
+            guard=chosen.padding == "guard",
+            prover=Prover(chosen.timeout_ms),
+            buffers=buffer_values(gm, example_inputs),
+        )
     except OptionError:
         raise
     except Exception as error:

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import fx
 
+from .guarded import buffer_values
 from .history import merged
 from .plan import make_plan
 from .report import Report
@@ -37,7 +38,7 @@ def inspector(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[...
 
     One function for all inspections: Dynamo then keeps one entry for a piece of code, not one per inspection.
     """
-    report = make_plan(gm, find_target("inductor")).report
+    report = make_plan(gm, find_target("inductor"), buffers=buffer_values(gm, example_inputs)).report
 
     def run(*args: Any) -> Any:
         current: Inspection | None = getattr(_running, "inspection", None)

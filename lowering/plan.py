@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import fx
 
 from ..patterns.analyze import Analysis, analyze
-from ..patterns.conditions import Condition
+from ..patterns.conditions import AnyCondition, Condition, ValueCondition
+from ..patterns.constants import same_bits
+from ..patterns.metadata import input_label
 from ..patterns.prover import Prover
 from .passes.base import PassContext, Site
 from .passes.guard_padding import guard_obstacle
@@ -31,26 +33,114 @@ class Plan:
 
     general: Variant
     guarded: Variant | None
-    conditions: tuple[Condition, ...]
+    conditions: tuple[AnyCondition, ...]
     report: Report
 
 
-def make_plan(gm: fx.GraphModule, target: Target, *, guard: bool = True, prover: Prover | None = None) -> Plan:
-    """Read and prove the masks of a graph and build the general variant and, with `guard`, the guarded one.
+def make_plan(
+    gm: fx.GraphModule,
+    target: Target,
+    *,
+    guard: bool = True,
+    prover: Prover | None = None,
+    buffers: Mapping[str, torch.Tensor] | None = None,
+) -> Plan:
+    """Read and prove the masks of a graph and build the general variant and, where it gains something, a guarded one.
 
     Args:
         gm: the graph; it is not changed.
         target: the backend to be served.
-        guard: build a second variant under conditions on the inputs where that gains something.
+        guard: let the guarded variant rest on conditions on the user's inputs, such as `attention_mask.all()`.
         prover: asks the solver; a new one by default.
+        buffers: inputs of the graph that are buffers of the model, with their present values, by node name. The guarded
+            variant may rest on their keeping these values.
     """
+    prover = prover or Prover()
     analysis = analyze(gm, prover=prover)
     general = build_variant(gm, analysis, target)
-    conditions = useful_conditions(gm, analysis, target) if guard else ()
-    guarded = build_variant(gm, analysis, target, conditions) if conditions else None
+    values = _buffer_values(analysis, buffers or {})
+    trusting = analyze(gm, prover=prover, constants=values.tensors, origins=values.origins) if values.tensors else None
+    relied = values.only(_gaining(gm, general, trusting, target, values)) if trusting is not None else values
+    if trusting is not None and relied.tensors:
+        # check no more at every call than what is relied on
+        fewer = len(relied.tensors) < len(values.tensors)
+        basis = analyze(gm, prover=prover, constants=relied.tensors, origins=relied.origins) if fewer else trusting
+    else:
+        basis = analysis
+    conditions: tuple[AnyCondition, ...] = relied.conditions()
+    if guard:
+        conditions += useful_conditions(gm, basis, target)
+    guarded = build_variant(gm, basis, target, conditions) if conditions else None
+    if guarded is not None:
+        _note_conditions(guarded, relied.conditions())
     results = (guarded or general).results
-    report = build_report(analysis, general.sites, guarded.sites if guarded else None, results, target.name)
+    sites = guarded.sites if guarded else None
+    report = build_report(trusting or analysis, general.sites, sites, results, target.name)
     return Plan(general, guarded, conditions, report)
+
+
+@dataclass(frozen=True)
+class _BufferValues:
+    """Buffers that masks are computed from.
+
+    Attributes:
+        tensors: copies of their values, by node name.
+        labels: the user's names.
+    """
+
+    tensors: Mapping[str, torch.Tensor]
+    labels: Mapping[str, str]
+
+    @property
+    def origins(self) -> dict[str, str]:
+        """What reports call them."""
+        return {name: f"buffer '{label}'" for name, label in self.labels.items()}
+
+    def only(self, names: Collection[str]) -> _BufferValues:
+        """Those among the given names."""
+        return _BufferValues({n: t for n, t in self.tensors.items() if n in names}, self.labels)
+
+    def conditions(self) -> tuple[ValueCondition, ...]:
+        """That each of them keeps its value."""
+        return tuple(ValueCondition(self.labels[name], name, value) for name, value in self.tensors.items())
+
+
+def _buffer_values(analysis: Analysis, buffers: Mapping[str, torch.Tensor]) -> _BufferValues:
+    read = {n.name: n for n in (analysis.captured.inputs.values() if analysis.captured is not None else ())}
+    tensors = _copied({name: value for name, value in buffers.items() if name in read})
+    return _BufferValues(tensors, {name: input_label(read[name]) for name in tensors})
+
+
+def _gaining(
+    gm: fx.GraphModule, general: Variant, trusting: Analysis, target: Target, values: _BufferValues
+) -> frozenset[str]:
+    """The buffers by whose values some site is rewritten that is not rewritten without them."""
+    conditions: tuple[AnyCondition, ...] = (*values.conditions(), *useful_conditions(gm, trusting, target))
+    trial = build_variant(gm, trusting, target, conditions)
+    return frozenset(
+        name
+        for before, after in zip(general.sites, trial.sites, strict=True)
+        if after.action not in ("keep", before.action)
+        for name in after.analysis.by_value
+        if name in values.tensors
+    )
+
+
+def _note_conditions(variant: Variant, conditions: tuple[ValueCondition, ...]) -> None:
+    """Note at each rewritten site on which buffers the rewrite rests."""
+    for site in variant.sites:
+        if site.action != "keep":
+            resting = (c for c in conditions if c.node in site.analysis.by_value)
+            site.conditions = (*site.conditions, *resting)
+
+
+def _copied(buffers: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Copies of the buffers; those that are equal (one per layer, say) share one."""
+    copies: dict[str, torch.Tensor] = {}
+    for name, value in buffers.items():
+        same = next((c for c in copies.values() if same_bits(c, value)), None)
+        copies[name] = value.detach().clone() if same is None else same
+    return copies
 
 
 def make_assumed_variant(
@@ -59,11 +149,12 @@ def make_assumed_variant(
     assumed: tuple[Condition, ...],
     *,
     constants: Mapping[str, torch.Tensor] | None = None,
+    origins: Mapping[str, str] | None = None,
     ranges: Mapping[str, tuple[int, int | None]] | None = None,
     prover: Prover | None = None,
 ) -> tuple[Variant, Report]:
     """Read and prove the masks of a graph and build one variant that relies on the assumed conditions."""
-    analysis = analyze(gm, constants=constants, ranges=ranges, prover=prover)
+    analysis = analyze(gm, constants=constants, origins=origins, ranges=ranges, prover=prover)
     variant = build_variant(gm, analysis, target, assumed)
     texts = tuple(str(c) for c in assumed)
     return variant, build_report(analysis, variant.sites, None, variant.results, target.name, texts)
