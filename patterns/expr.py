@@ -88,6 +88,10 @@ class Expr:
 
         return format_expr(self)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # copies and unpickled expressions are interned, too: `is` stays structural equality
+        return intern_expr, (self.op, self.sort, self.args, self.payload)
+
     def __bool__(self) -> bool:
         raise TypeError("an Expr has no truth value; compare with `is`, or decide it with Facts or the prover")
 
@@ -122,7 +126,8 @@ def intern_expr(op: Op, sort: Sort, args: tuple[Expr, ...] = (), payload: Any = 
 
 def float_payload(value: float) -> tuple[str, float]:
     """A key that tells 0.0 from -0.0 and makes every NaN the same."""
-    return ("nan" if math.isnan(value) else repr(value), value)
+    # one NaN object: two of them are not equal, so neither would the keys be
+    return ("nan", math.nan) if math.isnan(value) else (repr(value), value)
 
 
 def walk(*roots: Expr) -> Iterator[Expr]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from collections.abc import Mapping
 from typing import Any
 
@@ -68,6 +70,19 @@ def test_spellings_of_one_meaning_are_one_object(same: list[Expr]) -> None:
 )
 def test_different_meanings_are_different_objects(left: Expr, right: Expr) -> None:
     assert left is not right
+
+
+def test_copies_are_the_same_object() -> None:
+    mask = CellRef("attention_mask", "attention_mask", torch.int64, True)
+    expr = build.and_(build.le(K, Q), build.not_(build.eq0(build.cell(mask, (B, K)))), build.le(Q, S))
+    assert copy.copy(expr) is expr
+    assert copy.deepcopy(expr) is expr
+    assert pickle.loads(pickle.dumps(expr)) is expr
+
+
+def test_every_nan_is_one_constant() -> None:
+    assert build.const_float(float("nan")) is build.const_float(float("inf") - float("inf"))
+    assert build.const_float(0.0) is not build.const_float(-0.0)
 
 
 def test_an_expression_has_no_truth_value() -> None:
