@@ -51,6 +51,7 @@ def build_parser() -> argparse.ArgumentParser:
     explain.add_argument(
         "--assume", metavar="CONDITION", help='a fact about the inputs to rely on, such as "attention_mask.all()"'
     )
+    explain.add_argument("--html", type=Path, metavar="PATH", help="write the report with pictures of the masks, too")
     explain.set_defaults(run=run_explain)
 
     demo.add_arguments(commands.add_parser("demo", help="eager, Inductor, attnlower and a hand-made oracle, timed"))
@@ -58,7 +59,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def run_explain(args: argparse.Namespace) -> int:
-    """Print the report of the program in the file `args.program`; the file stays as it is."""
+    """Print the report of the program in the file `args.program`, which stays as it is; write a page where asked."""
     from . import explain, lower
 
     program = load_program(args.program)
@@ -66,6 +67,8 @@ def run_explain(args: argparse.Namespace) -> int:
         report = explain(program)
     else:
         report = lower(program, assume=args.assume).report
+    if args.html is not None:
+        report.to_html(args.html)
     print(json.dumps(report.to_dict(), indent=1) if args.json else report)
     return 0
 

@@ -64,6 +64,23 @@ def test_explain_with_an_assumption(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert [site["action"] for site in json.loads(capsys.readouterr().out)["sites"]] == ["keep"]
 
 
+def test_explain_writes_a_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, page = saved(tmp_path), tmp_path / "masks.html"
+    assert cli.main(["explain", str(path), "--html", str(page)]) == 0
+    assert "k <= q" in capsys.readouterr().out
+    text = page.read_text(encoding="utf-8")
+    assert text.startswith("<!DOCTYPE html>")
+    assert "<code>k &lt;= q</code>" in text
+
+
+def test_a_page_in_a_folder_that_is_not_there_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    page = tmp_path / "absent" / "masks.html"
+    assert cli.main(["explain", str(saved(tmp_path)), "--html", str(page)]) == 2
+    printed = capsys.readouterr()
+    assert str(page) in printed.err and "no folder" in printed.err
+    assert printed.out == ""
+
+
 def test_explain_leaves_the_file_alone(tmp_path: Path) -> None:
     path = saved(tmp_path)
     before = path.read_bytes()
