@@ -14,6 +14,8 @@ TORCH = $(shell $(BIN)/python -c "import tomllib; p = tomllib.load(open('pyproje
 TORCH_PIP ?=
 # More words for pytest, such as: make test PYTEST='-k causal -x'
 PYTEST ?=
+# More words for the releases, such as: make zoo-releases RELEASES='--releases 4.53.* latest --models llama bart'
+RELEASES ?= --write
 # More words for the demo, such as: make demo DEMO='--layers 4'
 DEMO ?=
 
@@ -38,7 +40,7 @@ if missing:
 endef
 export CHECK_PYTHON
 
-.PHONY: help venv lint format test wheel-check demo demo-quick bench-save readme-tables clean
+.PHONY: help venv lint format test zoo-releases wheel-check demo demo-quick bench-save readme-tables clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -74,6 +76,9 @@ format: venv ## let ruff reformat the sources and fix what it can
 
 test: lint ## set up, then ruff, mypy and pytest
 	$(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist loadgroup $(PYTEST)
+
+zoo-releases: venv ## run architectures under several releases of transformers, write tests/releases/RESULTS.md (half an hour)
+	$(TEST_ENV) $(BIN)/python tests/releases/run.py $(RELEASES)
 
 wheel-check: venv ## build the wheel and check that it holds the package and nothing else
 	rm -rf $(VENV)/wheel build

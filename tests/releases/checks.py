@@ -23,7 +23,9 @@ class Outcome:
         causal: how many of them were causal at every size, without padding.
         rewritten: how many lost their mask (under a condition or for good).
         problems: what must not be.
-        kept: modules of causal calls that kept their mask, with the reason given.
+        kept: modules of calls that kept a mask they do not need, with the reason given.
+        unmatched: reasons of the near misses.
+        solver_ms: time the solver took.
     """
 
     sites: int = 0
@@ -31,6 +33,8 @@ class Outcome:
     rewritten: int = 0
     problems: list[str] = field(default_factory=list)
     kept: list[tuple[str, str]] = field(default_factory=list)
+    unmatched: list[str] = field(default_factory=list)
+    solver_ms: float = 0.0
 
 
 def check_run(report: attnlower.Report, seen: Sequence[Seen], what: str, *, padded: bool) -> Iterable[str]:
@@ -70,14 +74,16 @@ def _equal(mask: torch.Tensor, allowed: torch.Tensor) -> bool:
 
 
 def check_completeness(report: attnlower.Report, runs: Sequence[Sequence[Seen]], outcome: Outcome) -> None:
-    """Fill in an outcome: causal calls must lose their mask, others keep it, and no call may be unknown.
+    """Add to an outcome: causal calls must lose their mask, others keep it, and no call may be unknown.
 
     Args:
-        report: of a capture.
-        runs: eager runs at the sizes that the capture serves, nothing padded.
-        outcome: to be filled.
+        report: of one graph.
+        runs: eager runs at the sizes that the graph serves, nothing padded.
+        outcome: is added to.
     """
-    outcome.sites = len(runs[0])
+    outcome.sites += len(runs[0])
+    outcome.unmatched += [reason for _, reason in report.near_misses]
+    outcome.solver_ms += float(report.stats.get("solver_ms", 0.0))
     for index, (site, first) in enumerate(matched(report, runs[0])):
         every = [next(t for s, t in matched(report, run) if s is site) for run in runs]
         causal = all(t.is_causal for t in every) and not any(t.biased for t in every)

@@ -24,7 +24,9 @@ class Exempt:
     def covers(self, model: str, case: str, text: str) -> bool:
         """True if this exception is for a finding."""
         return (
-            (not self.models or model in self.models) and all(word in case for word in self.case) and self.reason in text
+            (not self.models or model in self.models)
+            and all(word in case for word in self.case)
+            and self.reason in text
         )
 
 

@@ -68,6 +68,9 @@ def wrong_in(result: Result) -> Iterator[str]:
         for problem in case["problems"]:
             if exemption(result, case, problem) is None:
                 yield f"{name}, {case['case']}: {problem}"
+        for reason in case["unmatched"]:
+            if exemption(result, case, reason) is None:
+                yield f"{name}, {case['case']}: attention that is not matched: {reason}"
         for module, reason in case["kept"]:
             if exemption(result, case, reason) is None:
                 yield f"{name}, {case['case']}: {module} keeps a mask it does not need: {reason}"
@@ -106,10 +109,12 @@ def markdown(results: Sequence[Result]) -> str:
     lines = [
         "# Architectures under several releases of transformers",
         "",
-        "Written by `make zoo-releases`. Every cell: " + LEGEND + ". Captures are torch.compile (static, dynamic) and",
-        "torch.export, with and without a padding mask (ones, left, right), with sdpa attention and written-out attention.",
-        "Outputs equal eager's to 1e-5 in all of them; under torch.compile every formula is the mask that reached attention,",
-        "element by element.",
+        "Written by `make zoo-releases`. Every cell: " + LEGEND + ".",
+        "",
+        "Captures: with sdpa attention torch.compile (static sizes, dynamic sizes) and torch.export (dynamic sizes), each",
+        "without a mask and with one (ones, left padding, right padding); with attention written out the two dynamic ones",
+        "with a mask. In all of them outputs equal eager's to 1e-5; under torch.compile every formula was evaluated and",
+        "compared with the mask that reached attention, element by element.",
         "",
         f"torch {torch_versions}, Python {platform.python_version()}, {_processor()}, {os.cpu_count()} threads, "
         f"{time.strftime('%Y-%m-%d')}: "
@@ -137,7 +142,7 @@ def _exempt_lines(results: Sequence[Result]) -> list[str]:
     found: dict[Exempt, dict[str, int]] = {}
     for result in results:
         for case in result.cases:
-            for text in [*case["problems"], *(reason for _, reason in case["kept"])]:
+            for text in [*case["problems"], *case["unmatched"], *(reason for _, reason in case["kept"])]:
                 used = exemption(result, case, text)
                 if used is not None:
                     where = found.setdefault(used, {})
