@@ -38,14 +38,16 @@ def nearness(predicate: Predicate, template: MaskTemplate, data: Sequence[MaskTe
 
 
 def _from_data(template: MaskTemplate, data: Sequence[MaskTemplate]) -> str:
-    exceptions = [_failing(t.condition) for t in data if isinstance(t, Padding)]
-    base = template.kind if isinstance(template, (Causal, Full)) else ""
-    words = [f"{base} except where {' or '.join(exceptions)}"] if base and exceptions else []
-    for part in data:
-        if isinstance(part, Packed):
-            words.append(f"equal to {base or 'the rest'} where all of a row is one document")
-        elif isinstance(part, Prefix):
-            words.append(f"{part.base.kind} except that also seen is {format_expr(part.visible, 80)}")
+    """What the conditions on data take away from the structure, and what they add."""
+    base = template.kind if isinstance(template, (Causal, Full)) else "the rest"
+    hidden = [_failing(t.condition) for t in data if isinstance(t, Padding)]
+    if hidden and len(hidden) == len(data):
+        return f"{base} except where {' or '.join(hidden)}"
+    words = [
+        f"{p.base.kind} except that also seen is {format_expr(p.visible, 80)}" for p in data if isinstance(p, Prefix)
+    ]
+    words += [f"equal to {base} where all of a row is one document" for p in data if isinstance(p, Packed)][:1]
+    words += [f"hidden where {' or '.join(hidden)}"] if hidden and words else []
     return "; ".join(words)
 
 
@@ -66,6 +68,9 @@ def _from_structure(structure: Predicate, template: MaskTemplate, prover: Prover
         return ""
     if isinstance(template, Causal):
         return ""
+    if isinstance(template, Prefix):
+        seen = f"{template.base.kind} except that also seen is {format_expr(template.visible, 80)}"
+        return "; ".join((seen, *_example(structure, template.base, prover)))
     for limit, simple in _limits(template):
         within = build.le(facts.extents["k"], limit)
         same = build.iff(structure.allowed, simple.allowed(facts))

@@ -15,6 +15,7 @@ from .expr import Expr, Op, cells, walk
 from .facts import Facts
 from .masks.template import MaskTemplate
 from .predicate import Predicate
+from .sampling import find_counterexample
 from .solver import Translator
 from .verdict import Proved, Refuted, Unknown, Verdict
 
@@ -96,7 +97,10 @@ class Prover:
             return Unknown("", f"the solver gave up after {self.timeout_ms} ms ({solver.reason_unknown()})")
         unread = _unread_node(claim_expr)
         if unread is not None:
-            return Unknown(*unread)
+            # the solver's model may give a sum or a function of floats a value that it cannot have
+            computed = not unread[0] and all(c.payload.is_input for c in cells(claim_expr))
+            example = find_counterexample(claim_expr, facts) if computed else None
+            return Unknown(*unread) if example is None else Refuted(example)
         witness = _witness(translator, _small_model(translator, solver))
         return Refuted(witness, "")
 
@@ -134,6 +138,6 @@ def _unread_node(expr: Expr) -> tuple[str, str] | None:
         if not cell.payload.is_input:
             return cell.payload.node, f"the value of '{cell.payload.node}' could not be read"
     for part in sorted(walk(expr), key=lambda e: e.serial):
-        if part.op is Op.APPLY:
+        if part.op in (Op.APPLY, Op.SUM):
             return "", f"nothing is known of {part!r}"
     return None

@@ -12,10 +12,10 @@ from .masks.causal import Causal
 from .masks.conjunction import AllOf, AnyOf
 from .masks.finders import BUILTIN_TEMPLATES, DEFAULT_TEMPLATES
 from .masks.full import Full
-from .masks.packed import Packed, documents
+from .masks.packed import Packed, documents, joined_pairs
 from .masks.padding import paddings
 from .masks.placed import Placed, placements
-from .masks.prefix import Prefix, is_visibility
+from .masks.prefix import Prefix, is_prefix_bound, is_text_mask, is_visibility
 from .masks.table import TemplateTable
 from .masks.template import K, MaskTemplate, Q
 from .predicate import Predicate
@@ -60,8 +60,17 @@ class Recogniser:
                 return template, verdict
             if isinstance(nearest, Unknown) or isinstance(template, Causal):
                 nearest = verdict
-        joined = self._joined(predicate) or self._placed(allowed, facts)
+        joined = self._visible(predicate) or self._joined(predicate) or self._placed(allowed, facts)
         return (joined, Proved(str(joined))) if joined is not None else (None, nearest)
+
+    def _visible(self, predicate: Predicate) -> MaskTemplate | None:
+        """A known mask, and the first keys besides."""
+        first = [part for part in _disjuncts(predicate.allowed) if is_prefix_bound(part)]
+        rest = build.or_(*(part for part in _disjuncts(predicate.allowed) if part not in first))
+        if not first or rest is build.FALSE:
+            return None
+        base, verdict = self.structure(replace(predicate, allowed=rest))
+        return Prefix(base, build.or_(*first)) if base is not None and isinstance(verdict, Proved) else None
 
     def _joined(self, predicate: Predicate) -> MaskTemplate | None:
         """A conjunction or disjunction of which each part is proved to be a template."""
@@ -101,7 +110,7 @@ class Recogniser:
         """
         named: list[MaskTemplate] = []
         rest: list[Expr] = []
-        for term in terms:
+        for term in joined_pairs(terms):
             template = next(self._of_term(term, facts), None)
             if template is not None:
                 named.append(template)
@@ -135,7 +144,7 @@ class Recogniser:
         if over_positions is build.FALSE or not is_visibility(over_data):
             return
         base, verdict = self.structure(Predicate(over_positions, None, over_positions, facts))
-        if base is not None and isinstance(verdict, Proved):
+        if base is not None and isinstance(verdict, Proved) and is_text_mask(base):
             yield Prefix(base, over_data)
 
     def _any_of(self, term: Expr, facts: Facts) -> Iterator[MaskTemplate]:
@@ -169,6 +178,10 @@ class Recogniser:
                     template = template.inner
             changed.append(template)
         return tuple(changed)
+
+
+def _disjuncts(expr: Expr) -> tuple[Expr, ...]:
+    return expr.args if expr.op is Op.OR else (expr,)
 
 
 def _moves_with_position(document: Expr) -> bool:

@@ -13,14 +13,13 @@ The document's number may be an input, or anything computed from one: transforme
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from .. import build
 from ..expr import Expr, Op, Sort, cells, coords
 from ..facts import Facts
 from ..formula import format_expr
-from .template import K, Q
 from .terms import at_key, sides_of
 
 
@@ -49,7 +48,7 @@ class Packed:
 def _equal(left: Expr, right: Expr) -> Expr:
     from ..floats import compare
 
-    return build.eq(left, right) if left.sort is Sort.INT else compare("feq", left, right)
+    return build.eq(left, right) if left.sort is Sort.INT else compare("eq", left, right)
 
 
 def documents(term: Expr, facts: Facts) -> Iterator[Packed]:
@@ -67,6 +66,22 @@ def documents(term: Expr, facts: Facts) -> Iterator[Packed]:
         for side in term.args:
             if "q" in coords(side) and "k" not in coords(side):
                 yield Packed(side)
-    elif term.op is Op.OR:
-        truths = [c for c in cells(term) if c.sort is Sort.BOOL and Q in c.args and K not in c.args]
-        yield from (Packed(truth) for truth in truths)
+    elif term.op is Op.AND:
+        # a == b of truth values is (a | ~b) & (~a | b)
+        for side in term.args[0].args:
+            if "q" in coords(side) and "k" not in coords(side):
+                yield Packed(side)
+
+
+def joined_pairs(terms: Sequence[Expr]) -> tuple[Expr, ...]:
+    """The conditions of a conjunction, with the two halves of each equation of truth values in one."""
+    left = dict.fromkeys(terms)
+    joined: list[Expr] = []
+    for term in terms:
+        if term not in left or term.op is not Op.OR or len(term.args) != 2:
+            continue
+        other = build.or_(*(build.not_(a) for a in term.args))
+        if other in left and other is not term:
+            del left[term], left[other]
+            joined.append(build.and_(term, other))
+    return (*left, *joined)

@@ -20,7 +20,9 @@ from ..expr import Expr, Op, coords, is_positional
 from ..facts import Facts
 from ..formula import format_expr
 from .causal import Causal
+from .chunked import Chunked
 from .packed import Packed
+from .sliding_window import SlidingWindow
 from .template import K, MaskTemplate
 from .terms import depends_on_both
 
@@ -47,15 +49,24 @@ class Prefix:
         return f"{what}: {self.base}, or else {format_expr(self.visible, 80)}"
 
 
+def is_prefix_bound(part: Expr) -> bool:
+    """True for an upper bound on the key alone, by sizes: `k < 3`."""
+    if part.op is not Op.LE0 or coords(part) != {"k"} or not is_positional(part):
+        return False
+    return build.linear_parts(part.args[0])[1].get(K) == 1
+
+
 def prefixes(expr: Expr, facts: Facts) -> Iterator[Prefix]:
     """Prefixes of a length that follows from sizes: an upper bound on k alone inside a disjunction."""
-    if expr.op is not Op.OR:
-        return
-    for part in expr.args:
-        if part.op is Op.LE0 and coords(part) == {"k"} and is_positional(part):
-            _, terms = build.linear_parts(part.args[0])
-            if terms[K] == 1:
-                yield Prefix(Causal(), part)
+    if expr.op is Op.OR:
+        yield from (Prefix(Causal(), part) for part in expr.args if is_prefix_bound(part))
+
+
+def is_text_mask(base: MaskTemplate) -> bool:
+    """True for the masks that text follows: causal, a window, chunks; not for a lone diagonal."""
+    if isinstance(base, SlidingWindow):
+        return base.behind is not build.ZERO or base.ahead is not build.ZERO
+    return isinstance(base, (Causal, Chunked))
 
 
 def is_visibility(term: Expr) -> bool:

@@ -87,9 +87,9 @@ NOT_PADDING: dict[str, tuple[Mask, set[str]]] = {
     "sum": (lambda x, m: wide(m.cumsum(-1)) > 2, {"padding"}),
     "product": (lambda x, m: wide(m.cumprod(-1)) > 0, {"opaque"}),
     "sorted": (lambda x, m: wide(m.sort(-1).values) > 0, {"opaque"}),
-    "rolled": (lambda x, m: causal(x) & (wide(m.roll(1, -1)) > 0), {"causal", "opaque"}),
+    "rolled": (lambda x, m: causal(x) & (wide(m.roll(1, -1)) > 0), {"causal", "padding"}),
 }
-UNREAD = {"product": "cumprod", "sorted": "sort", "rolled": "roll"}
+UNREAD = {"product": "cumprod", "sorted": "sort"}
 EVERYTHING: dict[str, dict[str, Mask]] = {
     "padding": PADDING,
     "exactly-one": EXACTLY_ONE,
