@@ -104,6 +104,8 @@ class _Evaluator:
             Op.AND: lambda *a: _joined(torch.logical_and, a),
             Op.OR: lambda *a: _joined(torch.logical_or, a),
         }
+        if expr.op not in simple:
+            raise EvaluationError(f"no value for the operation '{expr.op}'")
         return simple[expr.op](*args)
 
     def _sum(self, expr: Expr) -> torch.Tensor:
@@ -116,8 +118,10 @@ class _Evaluator:
         rank = max([ends.dim(), *(torch.as_tensor(v).dim() for v in self._values.values())])
         steps = torch.arange(count).view(count, *(1,) * rank)
         terms = _Evaluator({**self._values, expr.payload: steps}, self._tensors).value(body)
-        shape = torch.broadcast_shapes(terms.shape, (count, *(1,) * rank), ends.shape)
-        running = terms.expand(shape).cumsum(0)
+        own = torch.broadcast_shapes(terms.shape, (count, *(1,) * rank))
+        shape = torch.broadcast_shapes(own, ends.shape)
+        # added up before it is spread out: of a sum within a sum, S numbers, not S * S
+        running = terms.expand(own).cumsum(0).expand(shape)
         chosen = ends.expand(shape[1:])
         found = running.take_along_dim(chosen.clamp(min=0).unsqueeze(0), 0).squeeze(0)
         return torch.where(chosen < 0, 0, found)

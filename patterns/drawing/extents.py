@@ -100,17 +100,34 @@ def _free(extent: Expr) -> str:
     return " and ".join(f"'{name}'" for name in sorted(sizes(extent)))
 
 
+def indexed_axes(*exprs: Expr) -> Iterator[tuple[Expr, int, str]]:
+    """Every tensor element that the expressions read, with an axis of the tensor and the coordinate that indexes it.
+
+    A coordinate that a sum runs over, up to `k` say, counts as `k`.
+    """
+    ends: dict[str, set[str]] = {}
+    for part in walk(*exprs):
+        if part.op is Op.SUM and part.args[1].op is Op.COORD:
+            ends.setdefault(str(part.payload), set()).add(str(part.args[1].payload))
+    for cell in cells(*exprs):
+        for axis, index in enumerate(cell.args):
+            if index.op is Op.COORD:
+                names, found = [str(index.payload)], set()
+                while names:
+                    name = names.pop()
+                    if name not in found:
+                        found.add(name)
+                        names += ends.get(name, ())
+                yield from ((cell, axis, name) for name in sorted(found))
+
+
 def _sizes_of_tensors(exprs: tuple[Expr, ...], tensors: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, int]]:
     """For each axis that indexes a given tensor directly, its size (the smallest, if there are several)."""
     found: dict[str, int] = {}
-    for cell in cells(*exprs):
+    for cell, axis, name in indexed_axes(*exprs):
         tensor = tensors.get(cell.payload.label)
-        if tensor is None:
-            continue
-        for index, extent in zip(cell.args, tensor.shape, strict=False):
-            if index.op is Op.COORD:
-                name = str(index.payload)
-                found[name] = min(found.get(name, extent), extent)
+        if tensor is not None and axis < tensor.dim():
+            found[name] = min(found.get(name, tensor.shape[axis]), tensor.shape[axis])
     yield from found.items()
 
 

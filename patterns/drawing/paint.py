@@ -9,7 +9,7 @@ from .heat import HeatMap
 from .picture import Picture
 from .png import Colour, png_bytes
 
-GAP, STRIPE, WITNESS = 3, 4, 5
+GAP, STRIPE, WITNESS, HALO = 3, 4, 5, 6
 PALETTE: tuple[Colour, ...] = (
     (128, 140, 160, 44),  # blocked: a tint of the page's own background, light or dark
     (37, 99, 200, 255),  # allowed
@@ -17,6 +17,7 @@ PALETTE: tuple[Colour, ...] = (
     (0, 0, 0, 0),  # between the cells
     (196, 112, 0, 255),  # stripes over what depends on data: told apart without colour, too
     (220, 38, 38, 255),  # the counterexample
+    (255, 255, 255, 255),  # around its lines, so that they show on every colour
 )
 SIDE = 288
 """Longest side of a picture in pixels, as near as whole cells come to it."""
@@ -75,8 +76,12 @@ def _draw_gaps(pixels: torch.Tensor, side: int, colour: int) -> None:
 def _draw_witness(pixels: torch.Tensor, side: int, at: Marked) -> None:
     """A frame and a cross; the whole cell where it is too small for them."""
     inside = pixels[at.row * side : (at.row + 1) * side, at.column * side : (at.column + 1) * side]
-    thick = max(1, side // 8)
     step = torch.arange(side)
-    across = (step.view(-1, 1) - step).abs() < thick
-    framed = torch.minimum(step, side - 1 - step) < thick
-    inside[across | across.flip(1) | framed.view(-1, 1) | framed if side >= 8 else torch.ones_like(across)] = WITNESS
+    edge, across = torch.minimum(step, side - 1 - step), (step.view(-1, 1) - step).abs()
+    distance = torch.minimum(torch.minimum(across, across.flip(1)), torch.minimum(edge.view(-1, 1), edge))
+    thick = max(1, side // 10)
+    if side < 8:
+        inside[:] = WITNESS
+        return
+    inside[distance < 2 * thick] = HALO
+    inside[distance < thick] = WITNESS

@@ -14,7 +14,7 @@ from ..evaluate import EvaluationError
 from ..expr import Expr, Op, Sort, cells, sizes, walk
 from ..facts import Facts
 from .examples import example_inputs
-from .extents import choose_sizes, extents_at
+from .extents import choose_sizes, extents_at, indexed_axes
 from .grid import Cell, Grid, Marked, make_grid
 from .kleene import ThreeValued
 
@@ -142,17 +142,13 @@ def _check_tensors(allowed: Expr, tensors: Mapping[str, torch.Tensor] | None) ->
 
 
 def _check_shapes(allowed: Expr, tensors: Mapping[str, torch.Tensor], extents: Mapping[str, int]) -> None:
-    for cell in cells(allowed):
+    for cell, axis, name in indexed_axes(allowed):
         tensor = tensors.get(cell.payload.label)
-        if tensor is None:
-            continue
-        for axis, (index, size) in enumerate(zip(cell.args, tensor.shape, strict=False)):
-            extent = extents.get(str(index.payload)) if index.op is Op.COORD else None
-            if extent is not None and size < extent:
-                raise DrawingError(
-                    f"axis {axis} of '{cell.payload.label}' has size {size}, but axis '{index.payload}' of the mask, "
-                    f"which indexes it, has {extent}"
-                )
+        if tensor is not None and name in extents and tensor.shape[axis] < extents[name]:
+            raise DrawingError(
+                f"axis {axis} of '{cell.payload.label}' has size {tensor.shape[axis]}, but axis '{name}' of the mask, "
+                f"which indexes it, has {extents[name]}"
+            )
 
 
 def _cells(allowed: Expr, grid: Grid, chosen: Mapping[str, int], data: Mapping[str, torch.Tensor]) -> torch.Tensor:
