@@ -11,6 +11,7 @@ from torch import fx
 from .canonical import match_canonical
 from .eager import match_eager
 from .fused import match_fused
+from .nested import nested_attention
 from .record import AttentionCall, MaskTerm, NearMiss, TermMode
 from .sdpa import match_sdpa
 
@@ -30,6 +31,7 @@ def find_attention(
     calls: list[AttentionCall] = []
     misses: list[NearMiss] = []
     for node in graph.nodes:
+        misses.extend(nested_attention(node, find_attention))
         for matcher in matchers:
             found = matcher(node)
             if isinstance(found, AttentionCall):

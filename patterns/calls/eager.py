@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from .. import build
 from ..aliasing import op_name, written_tensors
 from ..metadata import tensor_of, value_of
 from ..sizes import shape_of
@@ -135,6 +136,7 @@ def _assemble(node: fx.Node, softmax: fx.Node, scores: Scores) -> AttentionCall 
         terms=tuple(t if scores.leads else replace(t, flat=False) for t in reversed(scores.terms)),
         scale=scores.scale,
         spelling="eager",
+        enable_gqa=_one_head_for_all(query, key, value),
         empty_rows_are_nan=True,
         blockers=tuple(dict.fromkeys(scores.blockers)),
     )
@@ -245,8 +247,18 @@ def _shape_problem(query: fx.Node, key: fx.Node, value: fx.Node) -> str | None:
     shapes = [shape_of(t) for t in tensors if t is not None]
     if len(shapes[0]) < 3 or len({len(s) for s in shapes}) != 1:
         return "query, key and value do not have the same rank of at least 3"
-    if not (shapes[0][:-2] == shapes[1][:-2] == shapes[2][:-2]):
+    if not shapes[0][:-2] == shapes[1][:-2] == shapes[2][:-2] and not _one_head_for_all(query, key, value):
         return "the batch and head axes of query, key and value differ"
     if len({t.dtype for t in tensors if t is not None}) != 1:
         return "query, key and value have different dtypes"
     return None
+
+
+def _one_head_for_all(query: fx.Node, key: fx.Node, value: fx.Node) -> bool:
+    """True if key and value have a single head that the products spread over the query's: grouped heads, one group."""
+    shapes = [shape_of(t) for n in (query, key, value) if (t := tensor_of(n)) is not None]
+    if len(shapes) != 3 or any(len(s) != 4 for s in shapes):
+        return False
+    heads = [s[1] for s in shapes]
+    same_batch = shapes[0][0] == shapes[1][0] == shapes[2][0]
+    return same_batch and heads[0] is not build.ONE and heads[1] is build.ONE and heads[2] is build.ONE

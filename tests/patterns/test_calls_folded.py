@@ -497,3 +497,39 @@ def test_slopes_are_reported_as_a_bias() -> None:
     assert site.action == "keep"
     assert {"causal", "bias"} <= site.kinds
     assert site.verdict == "proved"
+
+
+# --- one key head for all -------------------------------------------------------------------------------------
+
+
+def multi_query(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, m: torch.Tensor) -> torch.Tensor:
+    return ((q @ k.mT) * 0.5 + m).softmax(-1) @ v
+
+
+@pytest.mark.parametrize("how", HOW[:3])
+def test_one_key_head_for_all_query_heads(how: str) -> None:
+    call = one_call(multi_query, Q, K[:, :1], V[:, :1], ADD, how=how)
+    assert call.enable_gqa
+    assert not one_call(multi_query, Q, K, V, ADD, how=how).enable_gqa
+
+
+def test_one_key_head_is_rewritten() -> None:
+    def model(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        return multi_query(q, k, v, causal_mask(q))
+
+    torch._dynamo.reset()
+    compiled = torch.compile(model, backend="attnlower", options={"target": "eager", "strict": True})
+    given = (Q, K[:, :1], V[:, :1])
+    torch.testing.assert_close(compiled(*given), model(*given), atol=1e-5, rtol=0)
+    assert [site.action for site in attnlower.last_report().sites] == ["is_causal"]
+
+
+@pytest.mark.parametrize(
+    "given",
+    [(Q, K[:, :1], V), (Q, K, V[:, :1]), (Q[:, :1], K, V), (Q, K[:1, :1], V[:1, :1]), (Q[:1], K, V)],
+    ids=["key", "value", "query", "batch", "query-batch"],
+)
+def test_other_axes_of_one_are_near_misses(given: Tensors) -> None:
+    calls, (miss,) = found(multi_query, *given, ADD, how="dynamo")
+    assert calls == []
+    assert "batch and head axes" in miss.reason

@@ -100,6 +100,13 @@ def table(results: Sequence[Result]) -> str:
 
 LEGEND = "captures that ran: attention calls / causal ones by brute force / calls without mask afterwards; - none"
 
+ABOUT = f"""Written by `make zoo-releases`. Every cell: {LEGEND}.
+
+Captures: with sdpa attention torch.compile (static sizes, dynamic sizes) and torch.export (dynamic sizes), each without
+a mask and with one (ones, left padding, right padding); with attention written out the two dynamic ones with a mask. In
+all of them outputs equal eager's to 1e-5; under torch.compile every formula was evaluated and compared with the mask
+that reached attention, element by element."""
+
 
 def markdown(results: Sequence[Result]) -> str:
     """The page: machine and versions, the grid, what is exempt and why, what torch itself could not capture."""
@@ -109,12 +116,7 @@ def markdown(results: Sequence[Result]) -> str:
     lines = [
         "# Architectures under several releases of transformers",
         "",
-        "Written by `make zoo-releases`. Every cell: " + LEGEND + ".",
-        "",
-        "Captures: with sdpa attention torch.compile (static sizes, dynamic sizes) and torch.export (dynamic sizes), each",
-        "without a mask and with one (ones, left padding, right padding); with attention written out the two dynamic ones",
-        "with a mask. In all of them outputs equal eager's to 1e-5; under torch.compile every formula was evaluated and",
-        "compared with the mask that reached attention, element by element.",
+        ABOUT,
         "",
         f"torch {torch_versions}, Python {platform.python_version()}, {_processor()}, {os.cpu_count()} threads, "
         f"{time.strftime('%Y-%m-%d')}: "

@@ -1,6 +1,6 @@
 """Runs the architectures under several releases of transformers, each in an environment of its own.
 
-    python tests/releases/run.py [--releases 4.48.* latest] [--models llama bert] [--jobs 2] [--limit 600] [--write]
+    python tests/releases/run.py [--releases 4.48.* latest] [--models llama bert] [--resume] [--write]
 
 One process for each release and model. Prints a table; the exit status is 1 if anything is wrong.
 """
@@ -24,9 +24,14 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 
 
+def file_of(folder: Path, release: str, model: str) -> Path:
+    """Where a worker writes."""
+    return folder / f"{release.replace('*', 'x')}-{model}.json"
+
+
 def run_worker(python: Path, release: str, model: str, folder: Path, limit: float) -> Result:
     """Run one model under one release and read back what came of it."""
-    written = folder / f"{release.replace('*', 'x')}-{model}.json"
+    written = file_of(folder, release, model)
     written.unlink(missing_ok=True)
     quiet = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     try:
@@ -55,6 +60,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--jobs", type=int, default=2, help="processes at a time")
     parser.add_argument("--limit", type=float, default=600, help="seconds for one model under one release")
     parser.add_argument("--environments", type=Path, default=ROOT / ".venv" / "releases", help="folder, kept")
+    parser.add_argument("--resume", action="store_true", help="take the results that an earlier run has left")
     parser.add_argument("--write", action="store_true", help="write RESULTS.md")
     return parser.parse_args()
 
@@ -71,6 +77,9 @@ def main() -> int:
 
     def work(pair: tuple[str, str]) -> Result:
         release, model = pair
+        written = file_of(folder, release, model)
+        if chosen.resume and written.exists():
+            return Result(release, model, json.loads(written.read_text()))
         result = run_worker(pythons[release], release, model, folder, chosen.limit)
         print(f"{release:8} {model:12} {result.word} {result.seconds:6.1f} s", flush=True)
         return result
