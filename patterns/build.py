@@ -163,6 +163,7 @@ def _multiples(expr: Expr, divisor: Expr) -> tuple[Expr, Expr]:
 
 def mod(left: Expr, right: Expr) -> Expr:
     """Remainder with the sign of the divisor (Python's ``%``)."""
+    left = _without_remainders(left, right)
     if right.is_const and right.value > 0:
         divisor = right.value
         constant, parts = linear_parts(left)
@@ -172,6 +173,13 @@ def mod(left: Expr, right: Expr) -> Expr:
         return intern_expr(Op.MOD, Sort.INT, (inner, right))
     rest = _multiples(left, right)[1]
     return ZERO if rest is ZERO else intern_expr(Op.MOD, Sort.INT, (rest, right))
+
+
+def _without_remainders(expr: Expr, divisor: Expr) -> Expr:
+    """``x % d`` as ``x`` wherever it is a term of what is to be divided by d again."""
+    constant, parts = linear_parts(expr)
+    terms = [(a.args[0] if a.op is Op.MOD and a.args[1] is divisor else a, c) for a, c in parts.items()]
+    return add(const_int(constant), *(scaled(a, c) for a, c in terms))
 
 
 def sum_over(bound: str, body: Expr, last: Expr) -> Expr:
@@ -223,9 +231,12 @@ def le0(expr: Expr) -> Expr:
         return map_ite(expr, le0)
     constant, parts = linear_parts(expr)
     if _only_choices(parts):
-        return _at_first_choice(constant, parts, le0)
+        return _at_choice(constant, parts, next(iter(parts)), le0)
     extreme = _bounded_extreme(constant, parts)
-    return _linear_le0(constant, parts) if extreme is None else extreme
+    if extreme is not None:
+        return extreme
+    choice = _small_choice(parts)
+    return _linear_le0(constant, parts) if choice is None else _at_choice(constant, parts, choice, le0)
 
 
 _MOST_CHOICES = 4
@@ -236,10 +247,20 @@ def _only_choices(parts: Mapping[Expr, int]) -> bool:
     return len(parts) <= _MOST_CHOICES and all(a.op is Op.ITE and is_constant_tree(a) for a in parts)
 
 
-def _at_first_choice(constant: int, parts: Mapping[Expr, int], function: Callable[[Expr], Expr]) -> Expr:
-    """A function of a sum of choices, as a choice between its values."""
-    (choice, factor), *others = parts.items()
-    return map_ite(choice, lambda leaf: function(linear(constant + factor * leaf.value, dict(others))))
+def _small_choice(parts: Mapping[Expr, int]) -> Expr | None:
+    """The only choice among some terms, if it is one between a few values."""
+    choices = [a for a in parts if a.op is Op.ITE]
+    return choices[0] if len(choices) == 1 and _leaves(choices[0]) <= _MOST_CHOICES else None
+
+
+def _leaves(expr: Expr) -> int:
+    return sum(_leaves(a) for a in expr.args[1:]) if expr.op is Op.ITE else 1
+
+
+def _at_choice(constant: int, parts: Mapping[Expr, int], choice: Expr, function: Callable[[Expr], Expr]) -> Expr:
+    """A function of a sum with a choice among its terms, as a choice between its values."""
+    rest = linear(constant, {a: c for a, c in parts.items() if a is not choice})
+    return map_ite(choice, lambda leaf: function(add(rest, scaled(leaf, parts[choice]))))
 
 
 def _linear_le0(constant: int, parts: Mapping[Expr, int]) -> Expr:
@@ -291,7 +312,10 @@ def eq0(expr: Expr) -> Expr:
         return map_ite(expr, eq0)
     constant, parts = linear_parts(expr)
     if _only_choices(parts):
-        return _at_first_choice(constant, parts, eq0)
+        return _at_choice(constant, parts, next(iter(parts)), eq0)
+    choice = _small_choice(parts)
+    if choice is not None:
+        return _at_choice(constant, parts, choice, eq0)
     divisor = math.gcd(*parts.values())
     if constant % divisor:
         return FALSE
@@ -366,7 +390,7 @@ def _join(op: Op, terms: Iterable[Expr], neutral: Expr, absorbing: Expr) -> Expr
     if any(not_(part) in kept for part in kept):
         return absorbing
     dual = Op.OR if op is Op.AND else Op.AND
-    reduced = [_resolved(part, kept) if part.op is dual else part for part in kept]
+    reduced = [_resolved(op, part, kept) if part.op in (dual, Op.ITE) else part for part in kept]
     if any(new is not old for new, old in zip(reduced, kept, strict=True)):
         return _join(op, reduced, neutral, absorbing)
     if not kept:
@@ -378,7 +402,24 @@ def _join(op: Op, terms: Iterable[Expr], neutral: Expr, absorbing: Expr) -> Expr
         return absorbing
     if merged.keys() != kept.keys():
         return _join(op, merged, neutral, absorbing)
-    return intern_expr(op, Sort.BOOL, tuple(sorted(kept, key=lambda e: e.serial)))
+    found = intern_expr(op, Sort.BOOL, tuple(sorted(kept, key=lambda e: e.serial)))
+    return _on_one_form(found)
+
+
+def _on_one_form(expr: Expr) -> Expr:
+    """Nested logic about one linear form, such as `x < -1 | (x >= 0 & x <= 1)`, in normal form."""
+    from .intervals import normal_form
+
+    known = _normal_forms.get(expr)
+    found = known() if known is not None else None
+    if found is None:
+        _normal_forms[expr] = ref(expr)  # what the normal form is made of may be this expression again
+        found = normal_form(expr)
+        _normal_forms[expr] = ref(found)
+    return found
+
+
+_normal_forms: WeakKeyDictionary[Expr, ReferenceType[Expr]] = WeakKeyDictionary()
 
 
 def _tightened(op: Op, terms: Mapping[Expr, None]) -> dict[Expr, None] | None:
@@ -394,16 +435,23 @@ def _tightened(op: Op, terms: Mapping[Expr, None]) -> dict[Expr, None] | None:
     return None if found is None else dict.fromkeys(not_(t) for t in found)
 
 
-def _resolved(part: Expr, units: Mapping[Expr, None]) -> Expr:
+def _resolved(op: Op, part: Expr, units: Mapping[Expr, None]) -> Expr:
     """A disjunction inside a conjunction (or the dual), without what its neighbours settle.
 
-    ``a & (~a | x)`` is ``a & x``; ``a & (a | x)`` is ``a``.
+    ``a & (~a | x)`` is ``a & x``; ``a & (a | x)`` is ``a``; ``a & where(a, x, y)`` is ``a & x``.
     """
+    if part.op is Op.ITE:
+        return _settled_choice(part, units if op is Op.AND else [not_(u) for u in units if u is not part])
     join, neutral = (or_, TRUE) if part.op is Op.OR else (and_, FALSE)
     if any(inner in units for inner in part.args):
         return neutral
     open_parts = [inner for inner in part.args if not_(inner) not in units]
     return part if len(open_parts) == len(part.args) else join(*open_parts)
+
+
+def _settled_choice(part: Expr, known: Iterable[Expr]) -> Expr:
+    condition = _given(part.args[0], tuple(known))
+    return part.args[1 if condition.value else 2] if condition.is_const else part
 
 
 def and_(*terms: Expr) -> Expr:
@@ -443,15 +491,25 @@ def ite(condition: Expr, then: Expr, otherwise: Expr) -> Expr:
         return then
     if condition.op is Op.NOT:
         return ite(condition.args[0], otherwise, then)
-    if then.op is Op.ITE and then.args[0] is condition:
-        then = then.args[1]
-    if otherwise.op is Op.ITE and otherwise.args[0] is condition:
-        otherwise = otherwise.args[2]
+    then, otherwise = _branch(then, condition), _branch(otherwise, not_(condition))
+    if then is otherwise:
+        return then
     if then.sort is Sort.BOOL:
         return _choice_of_truth(condition, then, otherwise)
     if then.sort is Sort.INT and _agree_at_zero(condition, then, otherwise):
         return otherwise
     return intern_expr(Op.ITE, then.sort, (condition, then, otherwise))
+
+
+def _branch(expr: Expr, condition: Expr) -> Expr:
+    """A branch of a choice, without inner choices that the branch's condition settles."""
+    known = conjuncts(condition)
+    while expr.op is Op.ITE:
+        inner = _given(expr.args[0], known)
+        if not inner.is_const:
+            return expr
+        expr = expr.args[1 if inner.value else 2]
+    return expr
 
 
 def _choice_of_truth(condition: Expr, then: Expr, otherwise: Expr) -> Expr:
@@ -466,7 +524,7 @@ def _choice_of_truth(condition: Expr, then: Expr, otherwise: Expr) -> Expr:
     if common:
         rests = (and_(*(t for t in terms if t not in common)) for terms in (first, second))
         return and_(*common, ite(condition, *rests))
-    return intern_expr(Op.ITE, Sort.BOOL, (condition, then, otherwise))
+    return _on_one_form(intern_expr(Op.ITE, Sort.BOOL, (condition, then, otherwise)))
 
 
 def _given(expr: Expr, known: tuple[Expr, ...]) -> Expr:

@@ -263,6 +263,9 @@ def _integer_arithmetic(name: str, args: tuple[Expr, ...]) -> Expr | None:
         return minimum(*args) if name == "minimum" else maximum(*args)
     if name == "abs" and positional:
         return ite(le(ZERO, args[0]), args[0], scaled(args[0], -1))
+    if name == "sign":
+        not_positive = ite(eq(args[0], ZERO), ZERO, const_int(-1))
+        return ite(lt(ZERO, args[0]), ONE, not_positive)
     if name in ("floor", "ceil", "round", "trunc") and positional:
         return args[0]
     return None
@@ -301,6 +304,8 @@ def compare(name: str, left: Expr, right: Expr) -> Expr:
     integers = _as_integers(left, right)
     if integers is not None:
         return {"lt": lt, "le": le, "eq": eq}[name](*integers)
+    if name == "eq" and not right.is_const and (left.is_const or right.serial < left.serial):
+        left, right = right, left
     return apply(f"f{name}", Sort.BOOL, (left, right))
 
 

@@ -164,27 +164,14 @@ def read_roll(reader: Reader, node: fx.Node, coords: Coords) -> Expr:
     """Element i of a rolled axis is element i - shift, counted around the axis' end."""
     args = bind(node)
     shape = reader.shape(node)
-    if not args["dims"]:
+    dims = args["dims"] or [0]
+    if not args["dims"] and len(shape) != 1:
         raise Unreadable("roll of all axes as one")
     index = coords
-    for shift, dim in zip(args["shifts"], args["dims"], strict=True):
+    for shift, dim in zip(args["shifts"], dims, strict=True):
         d = wrap_dim(dim, len(shape))
-        index = at(index, d, _rolled(reader, build.sub(index[d], reader.integer(shift)), shape[d]))
+        index = at(index, d, reader.facts.remainder(build.sub(index[d], reader.integer(shift)), shape[d]))
     return reader.read(args["self"], index)
-
-
-def _rolled(reader: Reader, index: Expr, extent: Expr) -> Expr:
-    """An index modulo the extent, without a division where it is less than one extent off."""
-    below = build.lt(index, build.ZERO)
-    above = build.le(extent, index)
-    least, most = (
-        reader.facts.decide(build.le(build.scaled(extent, -1), index)),
-        reader.facts.decide(build.lt(index, build.scaled(extent, 2))),
-    )
-    if not least or not most:
-        return build.mod(index, extent)
-    back = reader.choose(above, build.sub(index, extent), index)
-    return reader.choose(below, build.add(index, extent), back)
 
 
 @RULES.register(aten.view, aten.reshape, aten._unsafe_view, aten.flatten, aten.unflatten, aten._reshape_alias)
