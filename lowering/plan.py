@@ -11,7 +11,7 @@ from torch import fx
 from ..patterns.analyze import Analysis, analyze
 from ..patterns.conditions import AnyCondition, Condition, ValueCondition
 from ..patterns.constants import same_bits
-from ..patterns.metadata import input_label
+from ..patterns.metadata import buffer_label
 from ..patterns.prover import Prover
 from .passes.base import PassContext, Site
 from .passes.guard_padding import guard_obstacle
@@ -108,7 +108,7 @@ class _BufferValues:
 def _buffer_values(analysis: Analysis, buffers: Mapping[str, torch.Tensor]) -> _BufferValues:
     read = {n.name: n for n in (analysis.captured.inputs.values() if analysis.captured is not None else ())}
     tensors = _copied({name: value for name, value in buffers.items() if name in read})
-    return _BufferValues(tensors, {name: input_label(read[name]) for name in tensors})
+    return _BufferValues(tensors, {name: buffer_label(read[name]) for name in tensors})
 
 
 def _gaining(

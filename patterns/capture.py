@@ -454,7 +454,8 @@ def _known_constants(
         recorded = tensor_of(node)
         if recorded is not None and (recorded.dtype != value.dtype or recorded.dim() != value.dim()):
             continue
-        if not any(writes_into(w, set(), {node}) for w in writers):
+        copied = all(op_name(u) == "lift_fresh_copy" for u in node.users)  # export records its result as an alias
+        if copied or not any(writes_into(w, set(), {node}) for w in writers):
             known[placeholder.name] = value
     return known
 

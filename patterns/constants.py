@@ -30,9 +30,29 @@ MAX_ELEMENTS = 1 << 27
 MAX_BIAS = 1e30
 """What is added to scores is taken to be below this; of a constant it is checked."""
 
+MAX_COST = 64
+"""A formula over slices that is more involved than this is a list of elements, not a pattern."""
+
 Coords = tuple[Expr, ...]
-Form = Callable[[Coords, Callable[[], Expr]], Expr]
-"""The element at some indices; the second argument makes the expression of an element that follows no pattern."""
+Rest = Callable[[], Expr]
+"""Makes the expression of an element that follows no pattern."""
+
+
+@dataclass(frozen=True)
+class Form:
+    """A closed form: calling it gives the element at some indices.
+
+    Attributes:
+        at: the formula, given the indices and what makes the expression of an element that follows no pattern.
+        cost: how involved it is.
+    """
+
+    at: Callable[[Coords, Rest], Expr]
+    cost: int = 1
+
+    def __call__(self, coords: Coords, rest: Rest) -> Expr:
+        """The element at the indices."""
+        return self.at(coords, rest)
 
 
 @dataclass(frozen=True)
@@ -133,7 +153,7 @@ def closed_form(tensor: torch.Tensor) -> Form | None:
     form = _by_shape(reduced.reshape([tensor.shape[a] for a in axes]))
     if form is None:
         return None
-    return lambda coords, rest: form(tuple(coords[a] for a in axes), rest)
+    return Form(lambda coords, rest: form(tuple(coords[a] for a in axes), rest), form.cost)
 
 
 def value_expr(element: torch.Tensor) -> Expr:
@@ -162,7 +182,7 @@ def _by_shape(tensor: torch.Tensor) -> Form | None:
     """The closed form of a tensor that varies along every axis."""
     if tensor.dim() == 0:
         value = value_expr(tensor)
-        return lambda coords, rest: value
+        return Form(lambda coords, rest: value)
     return _affine(tensor) or _two_valued(tensor) or (_vector(tensor) if tensor.dim() == 1 else None) or _slices(tensor)
 
 
@@ -206,11 +226,11 @@ def _affine(tensor: torch.Tensor) -> Form | None:
         return None
     dtype = tensor.dtype
 
-    def form(coords: Coords, rest: Callable[[], Expr]) -> Expr:
+    def form(coords: Coords, rest: Rest) -> Expr:
         terms = (build.scaled(c, s) for c, s in zip(coords, steps, strict=True))
         return _as_elements(build.add(build.const_int(origin), *terms), dtype)
 
-    return form
+    return Form(form)
 
 
 # --- two values -----------------------------------------------------------------------------------------------
@@ -231,21 +251,22 @@ def _two_valued(tensor: torch.Tensor) -> Form | None:
     region = _region(inside)
     if region is None:
         return None
-    return lambda coords, rest: build.ite(region(coords), then, otherwise)
+    condition, cost = region
+    return Form(lambda coords, rest: build.ite(condition(coords), then, otherwise), cost)
 
 
-def _region(inside: torch.Tensor) -> Callable[[Coords], Expr] | None:
-    """The condition under which a boolean vector or matrix is true."""
+def _region(inside: torch.Tensor) -> tuple[Callable[[Coords], Expr], int] | None:
+    """The condition under which a boolean vector or matrix is true, and its cost."""
     if inside.dim() == 1:
         ends = _runs(inside)
         if len(ends) > MAX_PIECES:
             return None
         spans = [(b, e) for b, e in zip([0, *ends[:-1]], ends, strict=True) if bool(inside[b])]
-        return lambda coords: build.or_(*(interval_of(coords[0], b, e, len(inside)) for b, e in spans))
+        return lambda coords: build.or_(*(interval_of(coords[0], b, e, len(inside)) for b, e in spans)), len(ends)
     if inside.dim() == 2:
         found = fit_region(inside)
         if found is not None:
-            return lambda coords: found.condition(coords[0], coords[1])
+            return lambda coords: found.condition(coords[0], coords[1]), found.cost
     return None
 
 
@@ -273,23 +294,24 @@ def _vector(tensor: torch.Tensor) -> Form | None:
 
 
 def _fixed(value: Expr) -> Form:
-    return lambda coords, rest: value
+    return Form(lambda coords, rest: value)
 
 
 def _moving(slope: int, value: int, dtype: torch.dtype) -> Form:
-    return lambda coords, rest: _as_elements(build.add(build.scaled(coords[0], slope), build.const_int(value)), dtype)
+    moving = build.const_int(value)
+    return Form(lambda coords, rest: _as_elements(build.add(build.scaled(coords[0], slope), moving), dtype))
 
 
 def _joined(pieces: Sequence[tuple[int, Form]]) -> Form:
     """Pieces along the first axis, each up to its end."""
 
-    def form(coords: Coords, rest: Callable[[], Expr]) -> Expr:
+    def form(coords: Coords, rest: Rest) -> Expr:
         result = pieces[-1][1](coords, rest)
         for end, piece in reversed(pieces[:-1]):
             result = build.ite(build.lt(coords[0], build.const_int(end)), piece(coords, rest), result)
         return result
 
-    return form
+    return Form(form, sum(piece.cost for _, piece in pieces))
 
 
 def _chunked(values: torch.Tensor, dtype: torch.dtype) -> Form | None:
@@ -311,12 +333,12 @@ def _chunked(values: torch.Tensor, dtype: torch.dtype) -> Form | None:
 
 
 def _chunk_form(base: int, slope: int, step: int, size: int, phase: int, dtype: torch.dtype) -> Form:
-    def form(coords: Coords, rest: Callable[[], Expr]) -> Expr:
+    def form(coords: Coords, rest: Rest) -> Expr:
         chunk = build.floordiv(build.sub(coords[0], build.const_int(phase)), build.const_int(size))
         value = build.add(build.const_int(base), build.scaled(coords[0], slope), build.scaled(chunk, step))
         return _as_elements(value, dtype)
 
-    return form
+    return Form(form, 2)
 
 
 def _slices(tensor: torch.Tensor) -> Form | None:
@@ -326,14 +348,14 @@ def _slices(tensor: torch.Tensor) -> Form | None:
     forms: list[Form] = []
     for part in tensor.unbind(0):
         form = closed_form(part)
-        if form is None:
+        if form is None or sum(f.cost for f in forms) + form.cost > MAX_COST:
             return None
         forms.append(form)
     return _joined([(n + 1, _behind_first(form)) for n, form in enumerate(forms)])
 
 
 def _behind_first(form: Form) -> Form:
-    return lambda coords, rest: form(coords[1:], rest)
+    return Form(lambda coords, rest: form(coords[1:], rest), form.cost)
 
 
 # --- floats without a pattern ---------------------------------------------------------------------------------
@@ -352,10 +374,10 @@ def _blocked_split(tensor: torch.Tensor) -> Constant | None:
         return None
     value = value_expr(least)
 
-    def form(coords: Coords, rest: Callable[[], Expr]) -> Expr:
+    def form(coords: Coords, rest: Rest) -> Expr:
         return build.ite(region(coords, rest), value, rest())
 
-    return Constant(form, bound)
+    return Constant(Form(form, region.cost), bound)
 
 
 def _bound(tensor: torch.Tensor) -> float:

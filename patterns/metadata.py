@@ -40,15 +40,26 @@ def _clean_path(path: str) -> str:
     return path.strip(".").removeprefix("_orig_mod.")
 
 
+def buffer_label(node: fx.Node) -> str:
+    """The path of a buffer among a graph's inputs, e.g. ``layers.0.bias``; its label where the path is not recorded."""
+    path = re.findall(r"_(?:modules|buffers)\['([^']+)'\]", _source_name(node))
+    return ".".join(path) or input_label(node)
+
+
+def _source_name(node: fx.Node) -> str:
+    """Dynamo's name of where an input came from; empty if there is none."""
+    source = getattr(node.meta.get("grapharg"), "source", None)
+    try:
+        name = getattr(source, "name", "")
+        return str(name() if callable(name) else name)
+    except NotImplementedError:
+        return ""
+
+
 def input_label(node: fx.Node) -> str:
     """The user's name of a graph input: ``attention_mask`` for Dynamo's ``L_kwargs_attention_mask_``."""
-    grapharg = node.meta.get("grapharg")
-    source = getattr(grapharg, "source", None)
-    if source is not None:
-        try:
-            name = source.name if isinstance(source.name, str) else source.name()
-        except (AttributeError, NotImplementedError):
-            name = ""
+    name = _source_name(node)
+    if name:
         quoted = re.findall(r"\['([^']+)'\]", name)
         if quoted:
             tail = name.rpartition("]")[2].strip(".()")
