@@ -32,6 +32,7 @@ CELLS = 64
 """Most cells along a side of a picture."""
 _OPEN_SITES = 6
 """Up to so many calls of a mask are listed unfolded."""
+_EXAMPLE = "Example, with made-up inputs:"
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 
@@ -99,7 +100,8 @@ def distinct_masks(sites: Iterable[AttentionSite]) -> list[DistinctMask]:
 
 
 def _style() -> str:
-    ramp = ", ".join("#{:02x}{:02x}{:02x}".format(*c[:3]) for c in heat_palette()[:-1:32])
+    colours = heat_palette()[:-1]
+    ramp = ", ".join("#{:02x}{:02x}{:02x}".format(*c[:3]) for c in (*colours[::32], colours[-1]))
     return files(__package__).joinpath("report.css").read_text(encoding="utf-8").replace("RAMP", ramp)
 
 
@@ -168,7 +170,7 @@ def _figures(mask: DistinctMask, tensors: Mapping[str, torch.Tensor] | None) -> 
     except DrawingError as error:
         yield f'<p class="soft">Not drawn: {escape(str(error))}</p>'
     try:
-        heat = heat_map(predicate, None, tensors, limit=CELLS)
+        heat = heat_map(predicate, None, tensors, limit=CELLS) or heat_map(predicate, example=True, limit=CELLS)
     except DrawingError:
         heat = None  # the words say what it is made of
     if heat is not None:
@@ -180,7 +182,7 @@ def _example(predicate: Predicate) -> Iterator[str]:
         picture = make_picture(predicate, example=True, limit=CELLS)
     except DrawingError:
         return  # nothing suggests what the inputs are
-    yield _figure(picture, "example", ("Example, with made-up inputs:", *picture.notes))
+    yield _figure(picture, "example", (_EXAMPLE, *picture.notes))
 
 
 def _figure(picture: Picture, name: str, notes: tuple[str, ...]) -> str:
@@ -200,7 +202,7 @@ def _heat_figure(heat: HeatMap) -> str:
     low, high = heat.range
     words = f"{heat.what}: {low:g} to {high:g}"
     ramp = f'<div class="scale"><span>{low:g}</span><span class="ramp"></span><span>{high:g}</span></div>'
-    lines = [f"Bias: {heat.what}", heat.grid.caption]
+    lines = [f"Bias: {heat.what}", *((_EXAMPLE, *heat.notes) if heat.notes else ()), heat.grid.caption]
     return _framed("bias", heat_png(heat), heat.grid.queries, heat.grid.keys, words, lines, ramp)
 
 
@@ -241,10 +243,10 @@ def _words(mask: DistinctMask) -> Iterator[str]:
 def _witness(mask: DistinctMask) -> Iterator[str]:
     witness = mask.first.witness or {}
     words = describe_witness(mask.predicate, witness)
-    told = any(words in s.reason for s in mask.sites)
+    told = "" if any(words in s.reason for s in mask.sites) else f": {words}"
     values = ", ".join(f"{n} = {v}" for n, v in witness.items())
     yield (
-        f'<div class="counterexample"><p>Counterexample, marked in the picture{"" if told else f": {escape(words)}"}</p>'
+        f'<div class="counterexample"><p>Counterexample, marked in the picture{escape(told)}</p>'
         f'<p class="soft mono">{escape(values)}</p></div>'
     )
 

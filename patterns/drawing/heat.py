@@ -10,6 +10,7 @@ import torch
 
 from ...errors import DrawingError
 from ..expr import Expr, Op, cells, coords
+from .examples import example_inputs
 from .extents import choose_sizes, extents_at
 from .grid import Grid, make_grid
 from .kleene import ThreeValued
@@ -26,11 +27,13 @@ class HeatMap:
         values: float64 of shape (rows, columns); NaN where the mask surely blocks, or the number is not known.
         grid: which queries and keys they are.
         what: what the numbers are, in words.
+        notes: what the data was, where it was made up for an example; empty otherwise.
     """
 
     values: torch.Tensor
     grid: Grid
     what: str
+    notes: tuple[str, ...] = ()
 
     @property
     def range(self) -> tuple[float, float]:
@@ -46,6 +49,7 @@ def heat_map(
     *,
     batch: int = 0,
     head: int = 0,
+    example: bool = False,
     limit: int = 32,
 ) -> HeatMap | None:
     """The bias as a heat map: its value, or for a table that is looked up by position (T5) the index into the table.
@@ -56,10 +60,11 @@ def heat_map(
         tensors: known tensors by label.
         batch: the row of the batch.
         head: the head.
+        example: make up the inputs that both the mask and its bias depend on, as for the mask's own picture.
         limit: most cells along an axis; longer ones are sampled.
 
     Returns:
-        None if there is no bias, or nothing of it follows from positions.
+        None if there is no bias, or nothing of it follows from positions (and from the data that are known).
 
     Raises:
         DrawingError: for sizes that are unknown, out of range or at odds with others.
@@ -68,9 +73,13 @@ def heat_map(
     if predicate.bias is None or not {"q", "k"} <= set(facts.extents):
         return None
     lead = {n: {"b": batch, "h": head}.get(n, 0) for n in facts.extents if n not in ("q", "k")}
-    known = dict(tensors or {})
+    known, notes = dict(tensors or {}), tuple[str, ...]()
     chosen = choose_sizes((predicate.bias,), facts, given or {}, known, lead)
-    grid = make_grid(extents_at(facts, chosen), lead, limit)
+    extents = extents_at(facts, chosen)
+    grid = make_grid(extents, lead, limit)
+    made_up = example_inputs(predicate.allowed, facts, chosen, extents, batch) if example else None
+    if made_up is not None:
+        known, notes = dict(made_up.tensors), made_up.notes
     logic = ThreeValued({**chosen, **grid.points()}, known)
     try:
         found = _bias(logic, predicate.bias) or _looked_up(logic, predicate.bias)
@@ -81,7 +90,7 @@ def heat_map(
         return None
     values, what = found
     shown = values.double().expand(grid.shape).masked_fill(blocked.expand(grid.shape), float("nan"))
-    return None if bool(shown.isnan().all()) else HeatMap(shown, grid, what)
+    return None if bool(shown.isnan().all()) else HeatMap(shown, grid, what, notes)
 
 
 def _bias(logic: ThreeValued, bias: Expr) -> tuple[torch.Tensor, str] | None:

@@ -16,6 +16,7 @@ from html import escape
 from html.parser import HTMLParser
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -26,7 +27,9 @@ import attnlower
 from attnlower.errors import AttnLowerError, ReportError
 from attnlower.lowering.html import distinct_masks, report_page
 from attnlower.patterns import CellRef, Facts, Predicate, build
+from attnlower.patterns.drawing import heat_map
 from attnlower.patterns.drawing.paint import PALETTE
+from attnlower.patterns.expr import cells
 
 LENGTH = 12
 ALLOWED, BLOCKED, DATA, WITNESS = "#", ".", "?", "x"
@@ -450,6 +453,149 @@ def test_where_it_cannot_be_written(tmp_path: Path) -> None:
         report.to_html(tmp_path)
     assert issubclass(ReportError, AttnLowerError) and issubclass(ReportError, OSError)
     assert not list(tmp_path.iterdir())
+
+
+# --- models of Hugging Face -----------------------------------------------------------------------------------
+
+TINY = {
+    "vocab_size": 64,
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 8,
+    "max_position_embeddings": 64,
+    "pad_token_id": 0,
+}
+GEMMA = {"sliding_window": 6, "layer_types": ["sliding_attention", "full_attention"]}
+LLAMA4 = {
+    "intermediate_size_mlp": 32,
+    "num_local_experts": 2,
+    "moe_layers": [],
+    "attention_chunk_size": 6,
+    "layer_types": ["chunked_attention", "full_attention"],
+}
+T5 = {"vocab_size": 64, "d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 2}
+TOKENS = 16
+PADDED = torch.tensor([[1] * 12 + [0] * 4, [1] * 16])
+"""What the example pictures say of themselves: the last 4 of 16 keys are padding."""
+RESTARTING = torch.tensor([[*range(5), *range(6), *range(5)]] * 2)
+"""Likewise: restarts at 0, 5 and 11."""
+
+
+def built(config: str, model: str, **settings: Any) -> torch.nn.Module:
+    transformers = pytest.importorskip("transformers")
+    if not hasattr(transformers, config):
+        pytest.skip(f"this transformers has no {config}")
+    torch.manual_seed(0)
+    made: torch.nn.Module = getattr(transformers, model)._from_config(
+        getattr(transformers, config)(**settings), attn_implementation="sdpa"
+    )
+    return made.eval()
+
+
+def report_of(model: torch.nn.Module, **inputs: Any) -> attnlower.Report:
+    with torch.no_grad():
+        return attnlower.explain(torch.export.export(model, (), inputs, strict=False))
+
+
+def masks_in_use(monkeypatch: pytest.MonkeyPatch, model: torch.nn.Module, **inputs: Any) -> list[torch.Tensor]:
+    """The masks that the eager model hands to attention, in order, at batch 0 and head 0."""
+    found: list[torch.Tensor] = []
+    original = F.scaled_dot_product_attention
+
+    def spy(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        mask = kwargs.get("attn_mask")
+        if mask is None:
+            mask = torch.ones(query.shape[-2], key.shape[-2], dtype=torch.bool)
+            mask = mask.tril() if kwargs.get("is_causal") else mask
+        found.append(mask.expand(*query.shape[:2], query.shape[-2], key.shape[-2])[0, 0])
+        return original(query, key, value, *args, **kwargs)
+
+    with monkeypatch.context() as patched, torch.no_grad():
+        patched.setattr(F, "scaled_dot_product_attention", spy)
+        model(**inputs)
+    return found
+
+
+def allowed_in(mask: torch.Tensor) -> torch.Tensor:
+    return mask if mask.dtype is torch.bool else mask > torch.finfo(mask.dtype).min
+
+
+def tokens() -> torch.Tensor:
+    return torch.randint(3, 64, (2, TOKENS))
+
+
+@pytest.mark.parametrize(
+    ("config", "model", "settings"),
+    [
+        ("Gemma3TextConfig", "Gemma3ForCausalLM", {**TINY, **GEMMA}),
+        ("Llama4TextConfig", "Llama4ForCausalLM", {**TINY, **LLAMA4}),
+        ("BertConfig", "BertModel", {k: v for k, v in TINY.items() if k not in ("head_dim", "num_key_value_heads")}),
+    ],
+    ids=["sliding and full", "chunked and full", "encoder"],
+)
+def test_examples_are_what_a_padded_batch_does(
+    config: str, model: str, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = built(config, model, **settings)
+    inputs = {"input_ids": tokens()} if model == "BertModel" else {"input_ids": tokens(), "use_cache": False}
+    report = report_of(made, **inputs, attention_mask=torch.ones(2, TOKENS, dtype=torch.long))
+    page = Page(report_page(report))
+    actual = masks_in_use(monkeypatch, made, **inputs, attention_mask=PADDED)
+    groups = distinct_masks(report.sites)
+    assert len(groups) == (1 if model == "BertModel" else 2)
+    for number, group in enumerate(groups, 1):
+        figures = page.figures_of(number)
+        assert "the last 4 of 16 keys are padding" in figures["example"].caption
+        real = allowed_in(actual[report.sites.index(group.first)])
+        assert figures["example"].cells(TOKENS, TOKENS) == signs(real)
+        for row, exact in zip(figures["mask"].cells(TOKENS, TOKENS), signs(real), strict=True):
+            assert all(drawn in (DATA, true) for drawn, true in zip(row, exact, strict=True))
+
+
+def test_a_packed_batch_shows_its_documents(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = built("Qwen2Config", "Qwen2ForCausalLM", **{k: v for k, v in TINY.items() if k != "head_dim"})
+    inputs = {"input_ids": tokens(), "position_ids": RESTARTING, "attention_mask": None, "use_cache": False}
+    report = report_of(made, **inputs)
+    page = Page(report_page(report))
+    actual = masks_in_use(monkeypatch, made, **inputs)
+    assert len(distinct_masks(report.sites)) == 1
+    figures = page.figures_of(1)
+    assert "restarts at 0, 5 and 11" in figures["example"].caption
+    assert figures["example"].cells(TOKENS, TOKENS) == signs(allowed_in(actual[0]))
+    other = torch.tensor([[*range(9), *range(7)], [*range(16)]])
+    figures = Page(report_page(report, {"position_ids": other})).figures_of(1)
+    actual = masks_in_use(monkeypatch, made, **{**inputs, "position_ids": other})
+    assert figures["given"].cells(TOKENS, TOKENS) == signs(allowed_in(actual[0]))
+
+
+def test_a_bias_of_t5_is_drawn_by_its_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = built("T5Config", "T5ForConditionalGeneration", **T5, decoder_start_token_id=0)
+    inputs = {"input_ids": tokens(), "decoder_input_ids": tokens(), "use_cache": False}
+    report = report_of(made, **inputs, attention_mask=torch.ones(2, TOKENS, dtype=torch.long))
+    page = Page(report_page(report))
+    actual = masks_in_use(monkeypatch, made, **inputs, attention_mask=PADDED)
+    kinds = [set(group.first.kinds) for group in distinct_masks(report.sites)]
+    assert kinds == [{"bias", "padding"}, {"bias", "causal"}, {"padding"}]
+    for number, group in enumerate(distinct_masks(report.sites), 1):
+        figures = page.figures_of(number)
+        real = actual[report.sites.index(group.first)]
+        shown = figures.get("example", figures["mask"])
+        assert shown.cells(TOKENS, TOKENS) == signs(allowed_in(real))
+        assert ("bias" in figures) == (number < 3)
+        if number < 3:
+            assert "index into axis 0 of" in figures["bias"].caption
+            stack = made.encoder if number == 1 else made.decoder
+            weight = stack.block[0].layer[0].SelfAttention.relative_attention_bias.weight
+            predicate = group.first.predicate
+            assert predicate is not None and predicate.bias is not None
+            (label,) = {c.payload.label for c in cells(predicate.bias)}
+            heat = heat_map(predicate, tensors={label: weight.detach()})
+            assert heat is not None and heat.what == "added to the scores"
+            known = allowed_in(real) & ~heat.values.isnan()
+            assert known.any() and torch.equal(heat.values[known].float(), real[known].float())
 
 
 # --- in a browser ---------------------------------------------------------------------------------------------

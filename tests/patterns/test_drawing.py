@@ -546,9 +546,22 @@ def test_a_table_looked_up_by_position_is_drawn_by_index() -> None:
     assert torch.equal(heat.values, weight[(q - k).clamp(min=0), 1].double())
 
 
+def test_a_bias_of_the_masks_own_data_has_an_example() -> None:
+    """ALiBi over the count of real tokens: known only with an attention_mask."""
+    i = build.coord("~0")
+    count = build.sum_over("~0", build.cell(ref("attention_mask"), (B, i)), K)
+    bias = intern_expr(Op.TO_FLOAT, Sort.FLOAT, (build.sub(count, build.ONE),), torch.float32)
+    mask = predicate(build.and_(CAUSAL, PADDING), bias=bias)
+    assert heat_map(mask) is None
+    heat = heat_map(mask, example=True)
+    assert heat is not None and heat.notes == ("attention_mask: the last 4 of 16 keys are padding",)
+    assert torch.equal(heat.values[-1, :12], torch.arange(12).double()) and bool(heat.values[-1, 12:].isnan().all())
+
+
 def test_a_bias_of_data_is_not_drawn() -> None:
     free = build.cell(ref("bias", torch.float32), (B, H, Q, K))
     assert heat_map(predicate(build.TRUE, bias=free)) is None
+    assert heat_map(predicate(build.and_(CAUSAL, PADDING), bias=free), example=True) is None
     assert heat_map(predicate(CAUSAL)) is None
 
 
