@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import fx
 from torch.export import ExportedProgram, ModuleCallEntry
-from torch.export.graph_signature import InputKind, TensorArgument
+from torch.export.graph_signature import InputKind, InputSpec, TensorArgument
 
 from ..patterns.aliasing import writes_into, written_tensors
 from ..patterns.capture import is_literal_name
@@ -17,17 +17,16 @@ from ..patterns.sizes import ranges_of
 
 def lifted_constants(program: ExportedProgram) -> dict[str, torch.Tensor]:
     """Constant tensors (not parameters, not buffers) by the name of their placeholder."""
-    found: dict[str, torch.Tensor] = {}
-    for spec in program.graph_signature.input_specs:
-        if spec.kind is InputKind.CONSTANT_TENSOR and spec.target is not None:
-            value = program.constants.get(spec.target)
-            if isinstance(value, torch.Tensor):
-                found[spec.arg.name] = value
-    return found
+    return _unchanging(program, InputKind.CONSTANT_TENSOR)
 
 
 def fixed_buffers(program: ExportedProgram) -> dict[str, torch.Tensor]:
-    """Buffers, persistent or not, that the program does not write into, by the name of their placeholder.
+    """Buffers, persistent or not, that the program does not write into, by the name of their placeholder."""
+    return _unchanging(program, InputKind.BUFFER)
+
+
+def _unchanging(program: ExportedProgram, kind: InputKind) -> dict[str, torch.Tensor]:
+    """Tensors of a kind that no run of the program changes.
 
     A program that is not functionalised writes into buffers without listing them in its signature. Memory that is
     shared with a written buffer or with a parameter counts as written.
@@ -36,19 +35,22 @@ def fixed_buffers(program: ExportedProgram) -> dict[str, torch.Tensor]:
     tensors = {**program.constants, **program.state_dict}
     nodes = {n.name: n for n in program.graph.nodes if n.op == "placeholder"}
     writers = [n for n in program.graph.nodes if written_tensors(n)]
-    changing = {
-        _memory(tensors.get(str(spec.target)))
-        for spec in signature.input_specs
-        if spec.kind is InputKind.PARAMETER
-        or spec.target in signature.buffers_to_mutate.values()
-        or any(writes_into(w, set(), {nodes[spec.arg.name]}) for w in writers)
+
+    def written(spec: InputSpec) -> bool:
+        if spec.kind is InputKind.PARAMETER or spec.target in signature.buffers_to_mutate.values():
+            return True
+        node = nodes.get(spec.arg.name)
+        return spec.kind is InputKind.BUFFER and any(writes_into(w, set(), {node}) for w in writers if node is not None)
+
+    own = [spec for spec in signature.input_specs if spec.target is not None]
+    changing = {_memory(tensors.get(str(spec.target))) for spec in own if written(spec)}
+    return {
+        spec.arg.name: value
+        for spec in own
+        if spec.kind is kind
+        and isinstance(value := tensors.get(str(spec.target)), torch.Tensor)
+        and _memory(value) not in changing
     }
-    found: dict[str, torch.Tensor] = {}
-    for spec in signature.input_specs:
-        value = tensors.get(str(spec.target)) if spec.kind is InputKind.BUFFER else None
-        if isinstance(value, torch.Tensor) and _memory(value) not in changing:
-            found[spec.arg.name] = value
-    return found
 
 
 def _memory(value: object) -> int | None:

@@ -178,33 +178,36 @@ def _analyze_call(session: _Session, call: AttentionCall) -> SiteAnalysis:
     except (ReadRuleError, RecursionError) as error:
         node = call.terms[0].node.name if call.terms else call.node.name
         return SiteAnalysis(call, module, None, square, f"{type(error).__name__}: {error}", node)
-    by_value = _values_behind(session, call)
-    found = _with_origins(session, session.known[key], by_value)
-    return SiteAnalysis(call, module, found, square, mask_value=value if call.terms else None, by_value=by_value)
+    fixed, loose = _tensors_behind(session, call)
+    found = _with_origins(session, session.known[key], fixed, loose)
+    return SiteAnalysis(call, module, found, square, mask_value=value if call.terms else None, by_value=fixed)
 
 
-def _values_behind(session: _Session, call: AttentionCall) -> tuple[str, ...]:
-    """The tensors known by value that the masks of a call are computed from."""
+def _tensors_behind(session: _Session, call: AttentionCall) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The tensors that the masks of a call are computed from: those known by value, and the others."""
     captured = session.captured
-    if captured is None or not captured.constants:
-        return ()
-    found: dict[str, None] = {}
-    seen: set[fx.Node] = set()
+    if captured is None or not (captured.constants or session.origins):
+        return (), ()
+    found: set[fx.Node] = set()
     pending = [r for t in call.terms if isinstance(r := captured.outputs.get(t.node), fx.Node)]
     while pending:
         node = pending.pop()
-        if node in seen:
-            continue
-        seen.add(node)
-        pending.extend(node.all_input_nodes)
-        if node.name in captured.constants:
-            found[captured.inputs[node.name].name] = None
-    return tuple(sorted(found))
+        if node not in found:
+            found.add(node)
+            pending.extend(node.all_input_nodes)
+    behind = {n.name: captured.inputs[n.name].name for n in found if n.name in captured.inputs}
+    fixed = sorted(behind[n] for n in behind if n in captured.constants)
+    return tuple(fixed), tuple(sorted(behind[n] for n in behind if n not in captured.constants))
 
 
-def _with_origins(session: _Session, found: Classification, by_value: tuple[str, ...]) -> Classification:
-    names = [session.origins[n] for n in by_value if n in session.origins]
-    return replace(found, reason=f"{found.reason}, by the values of {' and '.join(names)}") if names else found
+def _with_origins(
+    session: _Session, found: Classification, fixed: Sequence[str], loose: Sequence[str]
+) -> Classification:
+    """Say on whose values a meaning rests, and which tensors of the program had none to rest on."""
+    by, without = ([session.origins[n] for n in names if n in session.origins] for names in (fixed, loose))
+    reason = found.reason + (f", by the values of {' and '.join(by)}" if by else "")
+    reason += f"; the value of {' and '.join(without)} is not fixed" if without else ""
+    return replace(found, reason=reason) if by or without else found
 
 
 def _without_shape(call: AttentionCall) -> Iterator[fx.Node]:

@@ -307,6 +307,7 @@ def test_a_buffer_that_the_program_writes_into_has_no_fixed_value(write: Any, fu
     assert fixed_buffers(program) == {}
     done = attnlower.lower(program, target="eager")
     assert [s.action for s in done.report.sites] == ["keep"]
+    assert "the value of buffer 'bias' is not fixed" in done.report.sites[0].reason
     run, model = done.program.module(), Writing(write)
     for _ in range(3):
         x = batch()
@@ -432,6 +433,28 @@ def test_causal_bias_objects(make: Any, queries: int) -> None:
     done = attnlower.lower(torch.export.export(Biased(make(queries, 8)), (q, k)), target="eager")
     torch.testing.assert_close(done.program.module()(q, k), expected)
     assert done.report.sites[0].verdict == "proved"
+
+
+def test_the_name_of_a_numpy_global() -> None:
+    run = compile_(Folded(lambda: torch.from_numpy(NUMPY)))
+    run(batch())
+    site = attnlower.last_report().sites[0]
+    assert (site.action, site.formula) == ("keep", "NUMPY[q, k]")
+
+
+def test_a_constant_that_shares_memory_with_a_written_buffer() -> None:
+    class Alias(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("whole", TRIL[:8, :8].clone())
+            self.part = self.whole.view(8, 8)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = F.scaled_dot_product_attention(x, x, x, attn_mask=self.part)
+            self.whole.logical_not_()
+            return y
+
+    assert [s.action for s in attnlower.lower(export(Alias(), dynamic=False)).report.sites] == ["keep"]
 
 
 def test_a_tensor_that_make_fx_closed_over_may_change() -> None:
