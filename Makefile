@@ -14,6 +14,8 @@ TORCH = $(shell $(BIN)/python -c "import tomllib; p = tomllib.load(open('pyproje
 TORCH_PIP ?=
 # More words for pytest, such as: make test PYTEST='-k causal -x'
 PYTEST ?=
+# More words for the sweep, such as: make zoo ZOO='--only qwen2,bert' or ZOO='--missing' to go on where it was stopped
+ZOO ?=
 # More words for the releases, such as: make zoo-releases RELEASES='--releases 4.53.* latest --models llama bart'
 RELEASES ?= --write
 # More words for the demo, such as: make demo DEMO='--layers 4'
@@ -40,7 +42,7 @@ if missing:
 endef
 export CHECK_PYTHON
 
-.PHONY: help venv lint format test zoo-releases wheel-check demo demo-quick bench-save readme-tables clean
+.PHONY: help venv lint format test zoo zoo-releases wheel-check demo demo-quick bench-save readme-tables clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -76,6 +78,9 @@ format: venv ## let ruff reformat the sources and fix what it can
 
 test: lint ## set up, then ruff, mypy and pytest
 	$(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist loadgroup $(PYTEST)
+
+zoo: venv ## sweep over every architecture of transformers and write tests/zoo/COVERAGE.md (an hour or two)
+	cd tests/zoo && $(TEST_ENV) $(abspath $(BIN))/python -m sweep $(ZOO)
 
 zoo-releases: venv ## run architectures under several releases of transformers, write tests/releases/RESULTS.md (half an hour)
 	$(TEST_ENV) $(BIN)/python tests/releases/run.py $(RELEASES)

@@ -252,6 +252,7 @@ def read_sign(reader: Reader, node: fx.Node, coords: Coords) -> Expr:
 @RULES.register(
     aten.exp, aten.log, aten.sqrt, aten.rsqrt, aten.reciprocal, aten.floor, aten.ceil, aten.round, aten.trunc
 )
+@RULES.register(aten.sigmoid, aten.tanh)
 def read_unary(reader: Reader, node: fx.Node, coords: Coords) -> Expr:
     """A float function of one element; integers stay themselves under rounding."""
     name = node.target.overloadpacket.__name__  # type: ignore[union-attr]
@@ -262,6 +263,16 @@ def read_unary(reader: Reader, node: fx.Node, coords: Coords) -> Expr:
     if build.sort_of(dtype) is not Sort.FLOAT:
         return reader.read(args["self"], coords)
     return floats.arithmetic(name, dtype, reader.converted(args["self"], coords, dtype))
+
+
+@RULES.register(aten.softplus)
+def read_softplus(reader: Reader, node: fx.Node, coords: Coords) -> Expr:
+    """log(1 + exp(x)), with the defaults of its two parameters."""
+    args = bind(node)
+    if args["beta"] != 1 or args["threshold"] != 20:
+        raise Unreadable("beta or threshold is not the default")
+    dtype = reader.dtype(node)
+    return floats.arithmetic("softplus", dtype, reader.converted(args["self"], coords, dtype))
 
 
 @RULES.register(aten.pow)

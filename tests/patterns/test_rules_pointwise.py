@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -249,11 +250,19 @@ def test_integers_that_float32_rounds(check_read: Check, limit: int) -> None:
         lambda a, k: torch.where(k, 2.7, 300.0).to(torch.int32),
         lambda a, k: a + 0.0,
         lambda a, k: 1 * a / 1,
+        lambda a, k: torch.sigmoid(a) - torch.tanh(a),
+        lambda a, k: torch.exp(2.0 * F.softplus(a)),
+        lambda a, k: F.softplus(torch.where(k, 0.5, 30.0)),
     ],
 )
 def test_floats(check_read: Check, fn: Any) -> None:
     check_read(fn, FLOAT, KEEP, dynamic=False)
     check_read(fn, FLOAT, KEEP, dynamic=True, others=[(FLOAT[:1, :2], KEEP[:2])])
+
+
+def test_a_softplus_of_another_steepness_is_not_read(check_opaque: Check) -> None:
+    check_opaque(lambda a: F.softplus(a, beta=2.0), FLOAT, reason="beta or threshold")
+    check_opaque(lambda a: F.softplus(a, threshold=1.0) > 0, FLOAT, reason="beta or threshold")
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
