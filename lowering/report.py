@@ -15,7 +15,6 @@ from ..errors import ReportError
 from ..patterns.analyze import Analysis, SiteAnalysis
 from ..patterns.classify import Classification
 from ..patterns.conditions import AnyCondition, ValueCondition
-from ..patterns.masks.sliding_window import SlidingWindow
 from ..patterns.predicate import Predicate
 from ..patterns.verdict import Proved, Refuted
 from .passes.base import Site
@@ -275,13 +274,14 @@ def _reason(
         conditions_text = " and ".join(str(c) for c in named.guard.conditions)
         hint = f"{named.guard.template} whenever {conditions_text}, which is not assumed"
         refused = "" if refused.startswith("needs ") else refused
-    return "; ".join(dict.fromkeys(part for part in (named.reason, hint, refused, _why_mask(named)) if part))
+    parts = (named.reason, named.near, hint, refused, _why_mask(named))
+    return "; ".join(dict.fromkeys(part for part in parts if part))
 
 
 def _why_mask(named: Classification) -> str:
     """Why a mask that is understood cannot be expressed without a tensor."""
-    if isinstance(named.template, SlidingWindow):
-        return "a window stays a mask tensor"
+    if named.kinds & {"sliding_window", "chunked", "prefix", "packed"}:
+        return "stays a mask tensor"
     if named.predicate.bias is not None:
         return "what is added to the scores stays"
     return ""

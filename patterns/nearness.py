@@ -10,7 +10,7 @@ from .expr import Expr, Op
 from .formula import format_expr
 from .masks.causal import Causal
 from .masks.chunked import Chunked
-from .masks.conjunction import simple_parts
+from .masks.conjunction import AllOf, AnyOf, simple_parts
 from .masks.full import Full
 from .masks.packed import Packed
 from .masks.padding import Padding
@@ -39,7 +39,7 @@ def nearness(predicate: Predicate, template: MaskTemplate, data: Sequence[MaskTe
 
 def _from_data(template: MaskTemplate, data: Sequence[MaskTemplate]) -> str:
     """What the conditions on data take away from the structure, and what they add."""
-    base = template.kind if isinstance(template, (Causal, Full)) else "the rest"
+    base = template.kind.replace("_", " ") if not isinstance(template, (AllOf, AnyOf)) else "the rest"
     hidden = [_failing(t.condition) for t in data if isinstance(t, Padding)]
     if hidden and len(hidden) == len(data):
         return f"{base} except where {' or '.join(hidden)}"

@@ -60,7 +60,7 @@ def _try(claim: Expr, facts: Facts, source: random.Random, attempt: int) -> dict
         c.payload.label: _sample(c.payload, len(c.args), max([_LARGEST, *extents.values()]), attempt) for c in used
     }
     holds = evaluate(build.or_(build.not_(facts.assumed), claim), {**numbers, **grids}, inputs)
-    failing = (~holds).expand(*(g.numel() for g in grids.values())).nonzero()
+    failing = (~holds).expand(tuple(g.numel() for g in grids.values())).nonzero()
     if not len(failing):
         return None
     place = {n: int(grids[n].flatten()[int(i)]) for n, i in zip(names, failing[0], strict=True)}

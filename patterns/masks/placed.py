@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from .. import build
-from ..expr import Expr, Op, Sort, cells, coords, is_positional, walk
+from ..expr import Expr, Op, Sort, cells, coords, walk
 from ..facts import Facts
 from ..formula import format_expr
 from .template import K, MaskTemplate, Q
@@ -39,11 +39,13 @@ class Placed:
 
     @property
     def kind(self) -> str:
-        """The word for the mask over positions; "packed" where the keys' positions are data of their own.
+        """The word for the mask over positions.
 
-        `position[b, k] <= position[b, q]` is no causal mask, whatever the positions are in the end.
+        A causal mask over keys' positions that are data is none: `position[b, k] <= position[b, q]` says nothing of
+        where the keys lie. Positions that restart are those of packed documents.
         """
-        return self.inner.kind if is_positional(self.key) or not coords(*cells(self.key)) & {"k"} else "packed"
+        by_data = "k" in coords(*cells(self.key))
+        return "packed" if by_data and self.inner.kind == "causal" else self.inner.kind
 
     def allowed(self, facts: Facts) -> Expr:
         """The inner formula at the positions."""
