@@ -1,15 +1,15 @@
 """Made-up inputs for a mask that depends on data, so that a reader sees what such a mask looks like.
 
 Which input gets what is told by how the mask reads it, never by its name: an element at the key's own position that
-decides alone is padding, one compared between query and key for equality is a document's number, one compared for
-order (or with its neighbour) is a position that restarts in each document. What is drawn with such inputs is an
-example and is called so; nothing is proved from it.
+can block it alone is padding, one compared between query and key for equality is a document's number, one compared for
+order (or with its neighbour) is a position, which restarts in each document where there are documents. What is drawn
+with such inputs is an example and is called so; nothing is proved from it.
 """
 
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -39,6 +39,9 @@ class Example:
 
 class _Role(enum.Enum):
     PADDING = enum.auto()
+    PREFIX = enum.auto()
+    FLAGGED = enum.auto()
+    BREAKS = enum.auto()
     DOCUMENTS = enum.auto()
     POSITIONS = enum.auto()
     QUERY_POSITIONS = enum.auto()
@@ -107,13 +110,55 @@ def _role(allowed: Expr, uses: Sequence[Expr], axes: set[str]) -> _Role | None:
         return None
     at_query, at_key = any("q" in names for names in used), any("k" in names for names in used)
     in_sums = [use for use, names in zip(uses, used, strict=True) if names - axes]
-    if (at_query and at_key) or (in_sums and not at_key):
+    blocks_alone = _tested(build.conjuncts(allowed), uses) is not None
+    if at_query and at_key and not _compared(allowed, uses):
+        return _Role.PADDING if blocks_alone else _Role.FLAGGED
+    if (at_query and at_key) or (len(in_sums) > 1 and not at_key):
         return _Role.POSITIONS if _ordered(allowed, uses) or len(in_sums) > 1 else _Role.DOCUMENTS
     if at_key:
-        return _Role.PADDING
-    if at_query:
-        return _Role.QUERY_POSITIONS
-    return _scalar_role(allowed, uses)
+        return _Role.PADDING if blocks_alone or _tested(walk(allowed), uses) is None else _Role.PREFIX
+    if in_sums:
+        return _Role.BREAKS
+    return _Role.QUERY_POSITIONS if at_query else _scalar_role(allowed, uses)
+
+
+def _tested(terms: Iterable[Expr], uses: Sequence[Expr]) -> tuple[float, float] | None:
+    """Values for which one of the terms, a condition on one of the elements alone, holds and does not hold."""
+    for term in terms:
+        found = cells(term) if term.sort is Sort.BOOL else []
+        if len(found) != 1 or found[0] not in uses:
+            continue
+        tried = {v: _at(term, found[0], v) for v in _candidates(term)}
+        holds, fails = (next((v for v, known in tried.items() if known is wanted), None) for wanted in (True, False))
+        if holds is not None and fails is not None:
+            return holds, fails
+    return None
+
+
+def _at(term: Expr, cell: Expr, value: float) -> bool | None:
+    """The truth of a condition on one element at a value of it."""
+    if cell.sort is Sort.BOOL:
+        constant = build.const_bool(bool(value))
+    else:
+        constant = build.const_float(value) if cell.sort is Sort.FLOAT else build.const_int(int(value))
+    found = build.substitute(term, {cell: constant})
+    return bool(found.value) if found.is_const else None
+
+
+def _compared(allowed: Expr, uses: Sequence[Expr]) -> bool:
+    """True if the element at the query's position is compared with that at the key's."""
+    for part in walk(allowed):
+        if part.op in (Op.LE0, Op.EQ0, Op.APPLY) and part.sort is Sort.BOOL:
+            inside = [c for c in cells(part) if c in uses]
+            if any("q" in coords(c) for c in inside) and any("k" in coords(c) for c in inside):
+                return True
+    return False
+
+
+def _has_documents(allowed: Expr) -> bool:
+    """True if some data is compared for equality between query and key."""
+    equations = (e for e in walk(allowed) if e.op is Op.EQ0 or (e.op is Op.APPLY and e.payload == "feq"))
+    return any({"q", "k"} <= coords(e) and cells(e) for e in equations)
 
 
 def _ordered(allowed: Expr, uses: Sequence[Expr]) -> bool:
@@ -154,6 +199,9 @@ class _Maker:
     def make(self, role: _Role) -> tuple[torch.Tensor, str]:
         makers: dict[_Role, Callable[[], tuple[torch.Tensor, str]]] = {
             _Role.PADDING: self._padding,
+            _Role.PREFIX: self._prefix,
+            _Role.FLAGGED: self._flagged,
+            _Role.BREAKS: self._breaks,
             _Role.DOCUMENTS: self._documents,
             _Role.POSITIONS: self._positions,
             _Role.QUERY_POSITIONS: self._query_positions,
@@ -174,24 +222,30 @@ class _Maker:
         row[: 0 if right else count] = pad
         return row, f"{self.label}: the {'last' if right else 'first'} {count} of {keys} keys are padding"
 
-    def _values(self) -> tuple[float, float]:
-        """The value of a real token's element and that of a padded one, read off the term that tests it."""
-        cell = next(u for u in self.uses if "k" in coords(u))
-        for term in build.conjuncts(self.allowed):
-            if set(cells(term)) != {cell}:
-                continue
-            tried = {v: self._at(term, cell, v) for v in _candidates(term)}
-            real = next((v for v, holds in tried.items() if holds is True), None)
-            pad = next((v for v, holds in tried.items() if holds is False), None)
-            if real is not None and pad is not None:
-                return real, pad
-        return 1.0, 0.0
+    def _prefix(self) -> tuple[torch.Tensor, str]:
+        keys = self.extents["k"]
+        count = (keys + 2) // 3
+        yes, no = self._values()
+        row = torch.where(torch.arange(keys) < count, yes, no)
+        return row, f"{self.label}: {yes:g} for the first {count} of {keys} keys, {no:g} for the others"
 
-    def _at(self, term: Expr, cell: Expr, value: float) -> bool | None:
-        make = {Sort.BOOL: lambda: build.const_bool(bool(value)), Sort.FLOAT: lambda: build.const_float(value)}
-        constant = make.get(cell.sort, lambda: build.const_int(int(value)))()
-        found = build.substitute(term, {cell: constant})
-        return bool(found.value) if found.is_const else None
+    def _flagged(self) -> tuple[torch.Tensor, str]:
+        yes, no = self._values()
+        starts = [*self._starts(), max(self.extents["q"], self.extents["k"])]
+        row = torch.where(self._numbers() == 1, yes, no)
+        return row, f"{self.label}: {yes:g} from position {starts[1]} to {starts[-2] - 1}, {no:g} elsewhere"
+
+    def _breaks(self) -> tuple[torch.Tensor, str]:
+        yes, no = self._values()
+        starts = self._starts()
+        row = torch.full((max(self.extents["q"], self.extents["k"]),), no, dtype=torch.float64)
+        row[starts[1:]] = yes
+        return row, f"{self.label}: {yes:g} {'nowhere' if not starts[1:] else f'at {_listed(starts[1:])}'}, else {no:g}"
+
+    def _values(self) -> tuple[float, float]:
+        """Values of an element for which the term that tests it holds and does not hold."""
+        found = _tested(build.conjuncts(self.allowed), self.uses) or _tested(walk(self.allowed), self.uses)
+        return found or (1.0, 0.0)
 
     def _starts(self) -> list[int]:
         length = max(self.extents["q"], self.extents["k"])
@@ -203,12 +257,11 @@ class _Maker:
         return (torch.arange(length).unsqueeze(1) >= starts).sum(1) - 1
 
     def _documents(self) -> tuple[torch.Tensor, str]:
-        numbers = self._numbers()
-        if self.uses[0].sort is Sort.BOOL:
-            return numbers == 1, f"{self.label}: true in the middle part of the row"
-        return numbers, f"{self.label}: {len(self._starts())} documents, beginning at {_listed(self._starts())}"
+        return self._numbers(), f"{self.label}: {len(self._starts())} documents, beginning at {_listed(self._starts())}"
 
     def _positions(self) -> tuple[torch.Tensor, str]:
+        if not _has_documents(self.allowed):
+            return torch.arange(max(self.extents["q"], self.extents["k"])), f"{self.label}: 0, 1, 2, ..."
         starts = torch.tensor(self._starts())
         numbers = self._numbers()
         row = torch.arange(numbers.shape[0]) - starts[numbers]

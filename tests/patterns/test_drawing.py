@@ -419,6 +419,45 @@ def test_example_of_positions_that_restart() -> None:
     assert "restarts at 0, 5 and 11" in note
 
 
+def at_both(label: str, test: Callable[[Expr], Expr]) -> tuple[Expr, Expr]:
+    query, key = (test(build.cell(ref(label), (B, at))) for at in (Q, K))
+    return query, key
+
+
+def test_example_of_positions_without_documents() -> None:
+    query, key = at_both("position_ids", lambda element: element)
+    drawn, note, q, k = example(build.and_(build.le(key, query), build.lt(build.sub(query, number(3)), key)))
+    assert torch.equal(drawn, (k <= q) & (k > q - 3)) and note == "position_ids: 0, 1, 2, ..."
+
+
+def test_example_of_marked_tokens() -> None:
+    """Image tokens see one another: a stretch of them."""
+    drawn, note, q, k = example(build.or_(CAUSAL, build.and_(*at_both("kind", lambda e: build.eq(e, number(5))))))
+    assert torch.equal(drawn, (k <= q) | ((q >= 5) & (q < 11) & (k >= 5) & (k < 11)))
+    assert note == "kind: 5 from position 5 to 10, 1 elsewhere"
+
+
+def test_example_of_padding_on_both_sides() -> None:
+    drawn, note, q, k = example(build.and_(*at_both("mask", lambda e: build.not_(build.eq0(e)))))
+    assert torch.equal(drawn, (q < 12) & (k < 12)) and "last 4 of 16 keys are padding" in note
+
+
+def test_example_of_a_prefix() -> None:
+    drawn, note, q, k = example(build.or_(CAUSAL, build.eq0(build.cell(ref("token_type"), (B, K)))))
+    assert torch.equal(drawn, (k <= q) | (k < 6))
+    assert note == "token_type: 0 for the first 6 of 16 keys, 1 for the others"
+
+
+def test_example_of_breaks() -> None:
+    """Documents counted from separators in the tokens."""
+    separator = build.eq(build.cell(ref("tokens"), (B, build.coord("~0"))), number(2))
+    count = [build.sum_over("~0", build.ite(separator, build.ONE, build.ZERO), at) for at in (Q, K)]
+    drawn, note, q, k = example(build.and_(CAUSAL, build.eq(*count)))
+    number_of = torch.bucketize(torch.arange(16), torch.tensor([4, 10]))
+    assert torch.equal(drawn, (k <= q) & (number_of.view(-1, 1) == number_of))
+    assert note == "tokens: 2 at 5 and 11, else 1"
+
+
 def test_example_of_a_cache() -> None:
     drawn, note, q, k = example(build.le(K, build.cell(ref("cache_position"), (Q,))), k=T)
     assert torch.equal(drawn, k <= q + 8)
