@@ -14,7 +14,7 @@ from attnlower.patterns.verdict import Proved
 
 from .families import FAMILIES, Family
 from .generate import random_sizes
-from .meaning import And, Meaning, Padding, formula, table
+from .meaning import And, Meaning, formula, on_data, table
 from .oracle import Judged, Tally, check_verdict, judge
 from .program import OutOfDomain, Program, make_inputs
 from .reading import Trace
@@ -81,12 +81,10 @@ def runs_as(program: Program, meaning: Meaning, rng: Random) -> bool:
 
 
 def positional_part(meaning: Meaning) -> Meaning:
-    """A meaning without its padding."""
-    if isinstance(meaning, Padding):
-        return And(())
+    """A meaning without the conditions on data that it is a conjunction with."""
     if isinstance(meaning, And):
         return And(tuple(positional_part(p) for p in meaning.parts))
-    return meaning
+    return And(()) if on_data(meaning) else meaning
 
 
 def shortfall(member: Member, judged: Judged) -> str:
@@ -103,11 +101,11 @@ def shortfall(member: Member, judged: Judged) -> str:
         return f"proved to be {found.template}, with other parameters"
     if found.predicate.bias is not None:
         return "a bias was seen"
-    if not member.family.padded:
+    if not member.family.data:
         return "" if found.exact else "not exact"
-    if "padding" not in found.kinds:
-        return f"kinds are {sorted(found.kinds)}, without padding"
-    if is_rewritable(found.template) and found.guard is None:
+    if found.open or not set(member.family.data) <= found.kinds:
+        return f"kinds are {sorted(found.kinds)}, without {member.family.data}"
+    if "padding" in member.family.data and is_rewritable(found.template) and found.guard is None:
         return "no guard"
     return ""
 

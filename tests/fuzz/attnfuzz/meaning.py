@@ -14,7 +14,7 @@ Sizes = Mapping[str, int]
 
 @dataclass(frozen=True)
 class Le:
-    """`left <= right + shift + moved * (K - Q)`, for left and right in "q", "k" and "0"."""
+    """`left <= right + shift + moved * (K - Q)`, for left and right in "q", "k", "0" and "c" (`cache[q]`)."""
 
     left: str
     right: str
@@ -54,6 +54,11 @@ class SameDocument:
 
 
 @dataclass(frozen=True)
+class InBlock:
+    """`doc[b, q] >= 1`: the query belongs to a block."""
+
+
+@dataclass(frozen=True)
 class And:
     """All of them."""
 
@@ -67,7 +72,7 @@ class Or:
     parts: tuple[Meaning, ...]
 
 
-Meaning = Le | Near | SameChunk | Padding | SameDocument | And | Or
+Meaning = Le | Near | SameChunk | Padding | SameDocument | InBlock | And | Or
 
 TRUE = And(())
 
@@ -80,7 +85,7 @@ def formula(meaning: Meaning, facts: Facts) -> Expr:
     """
     q, k = build.coord("q"), build.coord("k")
     match meaning:
-        case Le(left, right, shift, moved):
+        case Le(left, right, shift, moved) if "c" not in (left, right):
             named = {"q": q, "k": k, "0": build.ZERO}
             offset = build.const_int(shift)
             if moved:
@@ -105,7 +110,8 @@ def table(meaning: Meaning, sizes: Sizes, inputs: Mapping[str, torch.Tensor] | N
     shape = (sizes["B"], 1, sizes["Q"], sizes["K"])
     match meaning:
         case Le(left, right, shift, moved):
-            named = {"q": q, "k": k, "0": torch.tensor(0)}
+            cache = q if inputs is None else inputs["cache"].view(1, 1, -1, 1)
+            named = {"q": q, "k": k, "0": torch.tensor(0), "c": cache}
             more = moved * (sizes["K"] - sizes["Q"])
             return (named[left] <= named[right] + shift + more).expand(shape)
         case Near(width):
@@ -120,6 +126,10 @@ def table(meaning: Meaning, sizes: Sizes, inputs: Mapping[str, torch.Tensor] | N
             if inputs is None:
                 return torch.ones(shape, dtype=torch.bool)
             return (inputs["doc"][:, None, :, None] == inputs["doc"][:, None, None, :]).expand(shape)
+        case InBlock():
+            if inputs is None:
+                return torch.ones(shape, dtype=torch.bool)
+            return (inputs["doc"] >= 1)[:, None, :, None].expand(shape)
         case And(parts) | Or(parts):
             result = torch.full(shape, isinstance(meaning, And))
             for part in parts:
@@ -128,8 +138,35 @@ def table(meaning: Meaning, sizes: Sizes, inputs: Mapping[str, torch.Tensor] | N
             return result
 
 
-def parts_of(meaning: Meaning) -> tuple[Meaning, ...]:
-    """The parts of a conjunction or disjunction, of theirs, and the meaning itself."""
-    if isinstance(meaning, (And, Or)):
-        return (meaning, *(inner for part in meaning.parts for inner in parts_of(part)))
-    return (meaning,)
+def on_data(meaning: Meaning) -> bool:
+    """True if inputs have a say in the mask."""
+    match meaning:
+        case Padding() | SameDocument() | InBlock():
+            return True
+        case Le(left, right):
+            return "c" in (left, right)
+        case And(parts) | Or(parts):
+            return any(on_data(p) for p in parts)
+    return False
+
+
+def as_scalar(meaning: Meaning) -> str:
+    """The meaning as Python over 0-d tensors b, h, q and k, as a mask function of transformers has it."""
+    match meaning:
+        case Le(left, right, _, _):
+            named = {"q": "q", "k": "k", "0": "torch.zeros((), dtype=torch.int64)", "c": "cache[q]"}
+            return f"({named[left]} <= {named[right]} + {meaning.offset})"
+        case Near(width):
+            return f"((q - k).abs() <= {width})"
+        case SameChunk(size):
+            return f"(q // {size} == k // {size})"
+        case Padding(source):
+            return f"({source}[b, k] != 0)"
+        case SameDocument():
+            return "(doc[b, q] == doc[b, k])"
+        case InBlock():
+            return "(doc[b, q] >= 1)"
+        case And(parts):
+            return f"({' & '.join(as_scalar(p) for p in parts)})" if parts else "(q >= 0)"
+        case Or(parts):
+            return f"({' | '.join(as_scalar(p) for p in parts)})"

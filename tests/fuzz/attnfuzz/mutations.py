@@ -26,7 +26,7 @@ def mutated(rng: Random, meaning: Meaning) -> Meaning | None:
     match meaning:
         case Le(left, right, shift, moved):
             options += [replace(meaning, shift=shift + 1), replace(meaning, shift=shift - 1)]
-            if "0" not in (left, right):
+            if {left, right} == {"q", "k"}:
                 options.append(Le(right, left, shift, moved))  # transposed
                 options.append(replace(meaning, moved=rng.choice([m for m in (-1, 0, 1) if m != moved])))
         case Near(width):
@@ -99,7 +99,7 @@ def _check_not_the_original(
     trace: Trace, position: int, member: Member, judged: Judged, rng: Random, tally: Tally
 ) -> None:
     """If a changed mask is proved to be the original template all the same, the two must be equal at every size."""
-    if member.family.padded or not judged.found.exact:
+    if member.family.data or not judged.found.exact:
         return
     if not equal_claims(judged, positional_part(member.meaning), judged.reading.facts):
         return

@@ -16,6 +16,7 @@ from attnlower.patterns.classify import classify
 from attnlower.patterns.evaluate import EvaluationError
 from attnlower.patterns.masks import Alignment, Causal, Full
 from attnlower.patterns.predicate import is_blocked, predicate_of
+from attnlower.patterns.verdict import Proved
 
 from .program import OutOfDomain, Program, make_inputs
 from .reading import Reading, Trace
@@ -282,16 +283,14 @@ def _check_claims(program: Program, judged: Judged, trial: Trial, tally: Tally) 
             return fail("verdict", f"is not {found.template}")
     if bool((allowed & ~claimed).any()):
         return fail("verdict", f"allows more than {found.template}")
-    if found.kinds <= _KEYWISE and "padding" in found.kinds:
-        tally.counts["padding masks checked"] += 1
-        unlike = claimed & ~allowed
-        if bool((unlike.any(2, keepdim=True).any(1, keepdim=True) & claimed & allowed).any()):
-            return fail("verdict", f"is not {found.template} and padding")
+    if isinstance(found.verdict, Proved) and not found.open:
+        whole = claimed
+        for template in found.data:
+            whole = whole & over(template.allowed(reading.facts))
+        tally.counts["proofs checked"] += 1
+        if not torch.equal(whole, allowed):
+            return fail("verdict", f"is not {found.template} and {', '.join(str(t) for t in found.data)}")
     return True
-
-
-_KEYWISE = frozenset({"full", "causal", "sliding_window", "padding", "bias"})
-"""Kinds of which "the template, less some keys" is the whole truth."""
 
 
 def by_hand(template: Any, shape: tuple[int, ...]) -> torch.Tensor | None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from random import Random
 
+from .generate import pruned
 from .oracle import Failure, Tally, check_reading, check_verdict
 from .program import Program
 from .reading import TraceError, trace
@@ -14,7 +16,8 @@ def shrunk(failure: Failure, attempts: int = 6) -> Failure:
     """The failure of the shortest program found that fails in the same way; itself if none is shorter."""
     if failure.kind not in ("reading", "predicate", "verdict", "guard", "crash"):
         return failure
-    best = failure
+    short = pruned(replace(failure.program, results=failure.program.results[-1:]))
+    best = _fails_alike(short, failure.kind, attempts) or failure
     progress = True
     while progress:
         progress = False

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from random import Random
 
-from .meaning import And, Le, Meaning, Near, Or, Padding, SameChunk, SameDocument
+from .meaning import And, InBlock, Le, Meaning, Near, Or, Padding, SameChunk, SameDocument, as_scalar
 from .program import Program, Sizes
 from .spelling_views import placed, rearranged
 from .spelling_wraps import final, joined, wrapped
@@ -96,14 +96,19 @@ class Speller:
 
     def position(self, coordinate: str) -> str:
         """The query's or key's number, in a shape that broadcasts along the others."""
-        if self.square and self.chance(0.3):
+        if self.square and coordinate != "c" and self.chance(0.3):
             return placed(self, self.vector(self.choice("Q", "K")), coordinate)
+        if coordinate == "c":
+            text = self.choice("cache", "cache.clone()", "cache + 1 - 1", "cache[torch.arange(Q)]", "cache.view(Q)")
+            return placed(self, self.new(text), "q")
         return placed(self, self.vector(coordinate.upper()), coordinate)
 
     # --- conditions -------------------------------------------------------------------------------------------
 
     def write(self, meaning: Meaning) -> str:
         """A variable of truth values that broadcasts to (B, H, Q, K)."""
+        if self.chance(0.08):
+            return wrapped(self, self._vmapped(meaning))
         match meaning:
             case Le():
                 name = self._triangle(meaning) if self.chance(0.25) else None
@@ -116,6 +121,8 @@ class Speller:
                 name = self._padding(source)
             case SameDocument():
                 name = self._same_document()
+            case InBlock():
+                name = self.new(self.choice("(doc >= 1)[:, None, :, None]", "(doc > 0)[:, None, :].unsqueeze(-1)"))
             case And(parts) | Or(parts):
                 name = joined(self, [self.write(p) for p in self.shuffled(parts)], isinstance(meaning, And))
         return wrapped(self, name)
@@ -127,7 +134,14 @@ class Speller:
     def _operand(self, name: str) -> str:
         if name != "0":
             return self.position(name)
-        return self.choice("0", "0", self.new("torch.zeros((), dtype=torch.int64)"), self.new("torch.tensor(0)"))
+        return self.new(self.choice("torch.zeros((), dtype=torch.int64)", "torch.tensor(0)", "torch.arange(1)"))
+
+    def _vmapped(self, meaning: Meaning) -> str:
+        """A function of single positions, mapped over all of them as transformers does it."""
+        text = f"lambda b, h, q, k: {as_scalar(meaning)}"
+        for dims in ("None, None, None, 0", "None, None, 0, None", "None, 0, None, None", "0, None, None, None"):
+            text = f"torch.vmap({text}, ({dims}))"
+        return self.new(f"{text}(torch.arange(B), torch.arange(1), torch.arange(Q), torch.arange(K))")
 
     def _le(self, m: Le) -> str:
         if m.left == "0":
