@@ -44,6 +44,8 @@ def choose_sizes(
     for name, value in given.items():
         if name not in symbols and name not in facts.extents:
             raise DrawingError(f"no size '{name}' in this mask; sizes are {[*facts.extents, *symbols]}")
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise DrawingError(f"size '{name}' is {value!r}; sizes are whole numbers")
         if value < 1:
             raise DrawingError(f"size '{name}' is {value}; a picture needs at least one position on each axis")
         if name in symbols:

@@ -14,6 +14,7 @@ from .examples import example_inputs
 from .extents import choose_sizes, extents_at
 from .grid import Grid, make_grid
 from .kleene import ThreeValued
+from .picture import on_cpu
 
 if TYPE_CHECKING:
     from ..predicate import Predicate
@@ -73,7 +74,7 @@ def heat_map(
     if predicate.bias is None or not {"q", "k"} <= set(facts.extents):
         return None
     lead = {n: {"b": batch, "h": head}.get(n, 0) for n in facts.extents if n not in ("q", "k")}
-    known, notes = dict(tensors or {}), tuple[str, ...]()
+    known, notes = on_cpu(tensors) or {}, tuple[str, ...]()
     chosen = choose_sizes((predicate.bias,), facts, given or {}, known, lead)
     extents = extents_at(facts, chosen)
     grid = make_grid(extents, lead, limit)

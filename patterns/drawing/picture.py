@@ -78,7 +78,9 @@ def make_picture(
     Raises:
         DrawingError: if a tensor is missing or does not fit, or a size is unknown, out of range or at odds with others.
     """
-    predicate = _with_plain_sizes(predicate)
+    if limit < 1:
+        raise DrawingError(f"limit is {limit}; a picture needs at least one cell")
+    predicate, tensors = _with_plain_sizes(predicate), on_cpu(tensors)
     lead = _lead(predicate.facts, batch, head, witness)
     point = {n: int(v) for n, v in (witness or {}).items() if n in predicate.facts.extents}
     _check_tensors(predicate.allowed, tensors)
@@ -101,6 +103,18 @@ def sizes_for_witness(predicate: Predicate, witness: Witness | None) -> dict[str
         return {}
     named = sizes(predicate.allowed, *predicate.facts.extents.values())
     return {n: int(v) for n, v in witness.items() if n in named and int(v) >= 1}
+
+
+def on_cpu(tensors: Mapping[str, torch.Tensor] | None) -> dict[str, torch.Tensor] | None:
+    """The given tensors where pictures are computed.
+
+    Raises:
+        DrawingError: if one is no tensor.
+    """
+    for label, tensor in (tensors or {}).items():
+        if not isinstance(tensor, torch.Tensor):
+            raise DrawingError(f"'{label}' is a {type(tensor).__name__}, not a tensor")
+    return None if tensors is None else {label: t.detach().cpu() for label, t in tensors.items()}
 
 
 def _with_plain_sizes(predicate: Predicate) -> Predicate:

@@ -326,6 +326,8 @@ def test_sampling_keeps_diagonals_and_shows_the_point() -> None:
     [
         ({"x": 4}, "no size 'x' in this mask"),
         ({"q": 0}, "at least one position"),
+        ({"q": 2.5}, "whole numbers"),
+        ({"q": True}, "whole numbers"),
         ({"q": 4, "k": 5}, "axis 'k' has size 4 here, not 5"),
         ({"s0": 4, "q": 5}, "axis 'q' has size 4 here, not 5"),
         ({"h": 5}, "axis 'h' has size 2 here, not 5"),
@@ -359,6 +361,14 @@ def test_tensors_that_do_not_fit() -> None:
     with pytest.raises(DrawingError, match="axis 0 of 'attention_mask' has size 1, but axis 'b'"):
         mask.draw(tensors={"attention_mask": torch.ones(1, 8)})
     assert issubclass(DrawingError, AttnLowerError) and issubclass(DrawingError, ValueError)
+
+
+def test_odd_arguments_are_refused() -> None:
+    mask = predicate(build.and_(CAUSAL, PADDING))
+    with pytest.raises(DrawingError, match="'attention_mask' is a list, not a tensor"):
+        mask.draw(tensors={"attention_mask": [[1, 1]]})  # type: ignore[dict-item]
+    with pytest.raises(DrawingError, match="limit is 0"):
+        mask.draw(limit=0)
 
 
 def test_a_division_by_zero_is_no_crash() -> None:
