@@ -73,32 +73,42 @@ def _equal(mask: torch.Tensor, allowed: torch.Tensor) -> bool:
     return bool((mask == allowed).all())
 
 
-def check_completeness(report: attnlower.Report, runs: Sequence[Sequence[Seen]], outcome: Outcome) -> None:
+def check_completeness(
+    report: attnlower.Report, own: Sequence[Sequence[Seen]], every: Sequence[Sequence[Seen]], outcome: Outcome
+) -> None:
     """Add to an outcome: causal calls must lose their mask, others keep it, and no call may be unknown.
 
     Args:
         report: of one graph.
-        runs: eager runs at the sizes that the graph serves, nothing padded.
+        own: eager runs at the sizes that the graph served, nothing padded.
+        every: eager runs at all sizes; a call is causal only if it is at all of them, as a window is not.
         outcome: is added to.
     """
-    outcome.sites += len(runs[0])
+    outcome.sites += len(own[0])
     outcome.unmatched += [reason for _, reason in report.near_misses]
     outcome.solver_ms += float(report.stats.get("solver_ms", 0.0))
-    for index, (site, first) in enumerate(matched(report, runs[0])):
-        every = [next(t for s, t in matched(report, run) if s is site) for run in runs]
-        causal = all(t.is_causal for t in every) and not any(t.biased for t in every)
-        outcome.causal += causal
+    for index, site in enumerate(report.sites):
         outcome.rewritten += site.action in REWRITTEN
         if site.verdict == "unknown":
             outcome.problems.append(f"{site.module or index}: unknown: {site.reason}")
-        already = "is_causal is already set" in site.reason
-        if causal and site.action not in REWRITTEN and not already:
-            outcome.kept.append((site.module, site.reason))
-        simple = all(t.is_causal for t in every) or all(t.is_full for t in every)
-        if not simple and site.action in REWRITTEN:
+        mine, all_sizes = _calls_of(site, report, own), _calls_of(site, report, every)
+        if not mine:
+            outcome.problems.append(f"{site.module or index}: no call of the eager run is this one")
+            continue
+        simple = all(t.is_causal for t in mine) or all(t.is_full for t in mine)
+        if site.action in REWRITTEN and not simple:
             outcome.problems.append(f"{site.module}: {site.action}, but its mask is neither causal nor full")
-        if all(t.is_full for t in every) and site.action not in REWRITTEN and first.masked and not first.biased:
+        causal = all(t.is_causal for t in all_sizes) and not any(t.biased for t in all_sizes)
+        outcome.causal += causal
+        masked = all(t.is_full and t.masked and not t.biased for t in all_sizes)
+        already = "is_causal is already set" in site.reason
+        if (causal or masked) and site.action not in REWRITTEN and not already:
             outcome.kept.append((site.module, site.reason))
+
+
+def _calls_of(site: AttentionSite, report: attnlower.Report, runs: Sequence[Sequence[Seen]]) -> list[Seen]:
+    """The calls that a site stands for, one of each run."""
+    return [truth for run in runs for other, truth in matched(report, run) if other is site]
 
 
 def matched(report: attnlower.Report, seen: Sequence[Seen]) -> list[tuple[AttentionSite, Seen]]:

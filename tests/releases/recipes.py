@@ -64,9 +64,7 @@ HEAD = {"head_dim": 8}
 RECIPES = {
     "llama": Recipe("LlamaConfig", "LlamaForCausalLM", DECODER),
     "qwen2": Recipe("Qwen2Config", "Qwen2ForCausalLM", DECODER),
-    "qwen3": Recipe("Qwen3Config", "Qwen3ForCausalLM", {**DECODER, **HEAD}),
     "mistral": Recipe("MistralConfig", "MistralForCausalLM", {**DECODER, "sliding_window": WINDOW}),
-    "phi3": Recipe("Phi3Config", "Phi3ForCausalLM", DECODER),
     "gemma2": Recipe("Gemma2Config", "Gemma2ForCausalLM", {**DECODER, **HEAD, "sliding_window": WINDOW}),
     "gemma3": Recipe(
         "Gemma3TextConfig",
@@ -74,22 +72,24 @@ RECIPES = {
         {**DECODER, **HEAD, "sliding_window": WINDOW, "sliding_window_pattern": 2},
     ),
     "gpt2": Recipe("GPT2Config", "GPT2LMHeadModel", GPT),
-    "gpt_neox": Recipe("GPTNeoXConfig", "GPTNeoXForCausalLM", ENCODER),
     "opt": Recipe("OPTConfig", "OPTForCausalLM", {**ENCODER, "ffn_dim": 32, "word_embed_proj_dim": 16}),
+    "bert": Recipe("BertConfig", "BertModel", ENCODER),
+    "t5": Recipe("T5Config", "T5ForConditionalGeneration", {**T5, "decoder_start_token_id": 0}, BOTH),
+    "bart": Recipe("BartConfig", "BartForConditionalGeneration", SEQ2SEQ, BOTH),
+    "whisper": Recipe("WhisperConfig", "WhisperForConditionalGeneration", WHISPER, ("decoder_attention_mask",)),
     "bloom": Recipe(
         "BloomConfig", "BloomForCausalLM", {"vocab_size": VOCABULARY, "hidden_size": 16, "n_layer": 2, "n_head": 2}
     ),
-    "falcon": Recipe("FalconConfig", "FalconForCausalLM", SMALL),
-    "bert": Recipe("BertConfig", "BertModel", ENCODER),
+    "phi3": Recipe("Phi3Config", "Phi3ForCausalLM", DECODER),
+    "gpt_neox": Recipe("GPTNeoXConfig", "GPTNeoXForCausalLM", ENCODER),
     "roberta": Recipe("RobertaConfig", "RobertaModel", ENCODER),
+    "falcon": Recipe("FalconConfig", "FalconForCausalLM", SMALL),
     "modernbert": Recipe(
         "ModernBertConfig",
         "ModernBertForMaskedLM",
         {**ENCODER, "local_attention": WINDOW, "global_attn_every_n_layers": 2, "reference_compile": False},
     ),
-    "t5": Recipe("T5Config", "T5ForConditionalGeneration", {**T5, "decoder_start_token_id": 0}, BOTH),
-    "bart": Recipe("BartConfig", "BartForConditionalGeneration", SEQ2SEQ, BOTH),
-    "whisper": Recipe("WhisperConfig", "WhisperForConditionalGeneration", WHISPER, ("decoder_attention_mask",)),
+    "qwen3": Recipe("Qwen3Config", "Qwen3ForCausalLM", {**DECODER, **HEAD}),
 }
 
 MASK_KINDS = ("ones", "left", "right")

@@ -29,22 +29,21 @@ def file_of(folder: Path, release: str, model: str) -> Path:
     return folder / f"{release.replace('*', 'x')}-{model}.json"
 
 
-def run_worker(python: Path, release: str, model: str, folder: Path, limit: float) -> Result:
+def run_worker(python: Path, written: Path, release: str, model: str, chosen: argparse.Namespace) -> Result:
     """Run one model under one release and read back what came of it."""
-    written = file_of(folder, release, model)
     written.unlink(missing_ok=True)
     quiet = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     try:
         done = subprocess.run(
-            [str(python), str(HERE / "worker.py"), model, "--json", str(written)],
+            [str(python), str(HERE / "worker.py"), model, "--json", str(written), "--only", chosen.only],
             env={**os.environ, **quiet},
             capture_output=True,
             text=True,
-            timeout=limit,
+            timeout=chosen.limit,
         )
     except subprocess.TimeoutExpired as error:
         reached = (error.stdout or b"").decode().strip().splitlines()
-        return Result(release, model, error=f"not done after {limit:.0f} s, at: {reached[-1] if reached else 'start'}")
+        return Result(release, model, error=f"not done in {chosen.limit:.0f} s: {reached[-1] if reached else 'start'}")
     if not written.exists():
         lines = done.stderr.strip().splitlines()
         return Result(release, model, error=f"exit status {done.returncode}: {lines[-1] if lines else ''}")
@@ -56,10 +55,11 @@ def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--releases", nargs="+", default=RELEASES, help="for pip: a version, 4.48.*, or latest")
-    parser.add_argument("--models", nargs="+", default=sorted(RECIPES), choices=sorted(RECIPES), metavar="MODEL")
+    parser.add_argument("--models", nargs="+", default=list(RECIPES), choices=list(RECIPES), metavar="MODEL")
     parser.add_argument("--jobs", type=int, default=2, help="processes at a time")
     parser.add_argument("--limit", type=float, default=600, help="seconds for one model under one release")
     parser.add_argument("--environments", type=Path, default=ROOT / ".venv" / "releases", help="folder, kept")
+    parser.add_argument("--only", default="", metavar="TEXT", help="captures with this in their label: 'dynamic, mask'")
     parser.add_argument("--resume", action="store_true", help="take the results that an earlier run has left")
     parser.add_argument("--write", action="store_true", help="write RESULTS.md")
     return parser.parse_args()
@@ -80,12 +80,12 @@ def main() -> int:
         written = file_of(folder, release, model)
         if chosen.resume and written.exists():
             return Result(release, model, json.loads(written.read_text()))
-        result = run_worker(pythons[release], release, model, folder, chosen.limit)
+        result = run_worker(pythons[release], written, release, model, chosen)
         print(f"{release:8} {model:12} {result.word} {result.seconds:6.1f} s", flush=True)
         return result
 
     with ThreadPoolExecutor(chosen.jobs) as pool:
-        results = list(pool.map(work, [(r, m) for r in chosen.releases for m in chosen.models]))
+        results = list(pool.map(work, [(r, m) for m in chosen.models for r in chosen.releases]))
     print(table(results))
     wrong = failures(results)
     for line in wrong:

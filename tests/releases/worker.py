@@ -1,6 +1,6 @@
 """Runs one architecture under the installed release of transformers and writes what came of it as JSON.
 
-    python worker.py MODEL --json FILE
+    python worker.py MODEL --json FILE [--only TEXT]
 
 Every combination of attention implementation, capture (torch.compile static and dynamic, torch.export) and mask.
 """
@@ -87,7 +87,7 @@ class Case:
             if mask in (None, "ones"):
                 reports.setdefault(id(run.report), (run.report, []))[1].append(seen)
         for report, runs in reports.values():
-            check_completeness(report, runs, self.outcome)
+            check_completeness(report, runs, self.runs, self.outcome)
 
     def _explain_failure(self, error: Exception, given: dict[str, Any], dynamic: bool) -> None:
         """Raise NotCapturable if torch.compile fails without attnlower as well."""
@@ -119,7 +119,7 @@ class Case:
         if assume:
             lowered = attnlower.lower(program, target="eager", assume=assume)
             self._compare_export(lowered, assumed=True)
-        check_completeness(lowered.report, self.runs, self.outcome)
+        check_completeness(lowered.report, self.runs, self.runs, self.outcome)
 
     def _check_export_alone(self, program: torch.export.ExportedProgram) -> None:
         """Check that the program is the model at all sizes; one that is not says nothing about attnlower."""
@@ -166,8 +166,8 @@ def _brief(error: BaseException) -> str:
     return f"{type(error).__name__}: {lines[0] if lines else ''}"[:240]
 
 
-def run_model(name: str, progress: Callable[[str], None] = lambda text: None) -> dict[str, Any]:
-    """Everything about one architecture, as JSON data."""
+def run_model(name: str, only: str = "", progress: Callable[[str], None] = lambda text: None) -> dict[str, Any]:
+    """The captures of one architecture, those with `only` in their label, as JSON data."""
     import transformers
 
     transformers.utils.logging.set_verbosity_error()
@@ -181,6 +181,8 @@ def run_model(name: str, progress: Callable[[str], None] = lambda text: None) ->
             continue
         for capture, padded in captures:
             label = f"{attention}, {capture}, {'mask' if padded else 'no mask'}"
+            if only not in label:
+                continue
             progress(label)
             cases.append({"case": label, **_run_case(Case(name, model, capture, padded))})
     return {
@@ -210,10 +212,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model", choices=sorted(RECIPES))
     parser.add_argument("--json", type=Path, required=True)
+    parser.add_argument("--only", default="", metavar="TEXT", help="captures with this in their label: 'dynamic, mask'")
     chosen = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    result = run_model(chosen.model, lambda text: print(text, flush=True))
+    result = run_model(chosen.model, chosen.only, lambda text: print(text, flush=True))
     chosen.json.write_text(json.dumps(result, indent=1))
 
 
