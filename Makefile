@@ -14,6 +14,9 @@ TORCH = $(shell $(BIN)/python -c "import tomllib; p = tomllib.load(open('pyproje
 TORCH_PIP ?=
 # More words for pytest, such as: make test PYTEST='-k causal -x'
 PYTEST ?=
+# Programs for the fuzzer, and more words for it, such as: make fuzz N=100000 FUZZ='--seed 7 --minutes 30'
+N ?= 2000
+FUZZ ?=
 # More words for the sweep, such as: make zoo ZOO='--only qwen2,bert' or ZOO='--missing' to go on where it was stopped
 ZOO ?=
 # More words for the releases, such as: make zoo-releases RELEASES='--releases 4.53.* latest --models llama bart'
@@ -42,7 +45,7 @@ if missing:
 endef
 export CHECK_PYTHON
 
-.PHONY: help venv lint format test zoo zoo-releases wheel-check demo demo-quick bench-save readme-tables clean
+.PHONY: help venv lint format test fuzz zoo zoo-releases wheel-check demo demo-quick bench-save readme-tables clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -78,6 +81,9 @@ format: venv ## let ruff reformat the sources and fix what it can
 
 test: lint ## set up, then ruff, mypy and pytest
 	$(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist loadgroup $(PYTEST)
+
+fuzz: venv ## random mask programs against brute force, N of them in two processes: make fuzz N=100000
+	PYTHONPATH=tests/fuzz $(TEST_ENV) $(BIN)/python -W ignore -m attnfuzz $(N) $(FUZZ)
 
 zoo: venv ## sweep over every architecture of transformers and write tests/zoo/COVERAGE.md (an hour or two)
 	cd tests/zoo && $(TEST_ENV) $(abspath $(BIN))/python -m sweep $(ZOO)
