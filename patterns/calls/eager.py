@@ -89,13 +89,14 @@ def _softmax_above(value: object, scores: Scores) -> tuple[fx.Node | None, fx.No
 
 def _towards_softmax(node: fx.Node) -> fx.Node | None:
     """The operand of a pointwise op that comes from a softmax, a few steps up at most."""
+    steps = CASTS | VIEWS | _POINTWISE | {"dropout"}
     for operand in node.all_input_nodes:
         current: Any = operand
         for _ in range(6):
-            if not isinstance(current, fx.Node) or not current.args:
-                break
             if is_call(current, _SOFTMAXES):
                 return operand
+            if not is_call(current, steps) or not current.args:
+                break
             current = current.args[0]
     return None
 

@@ -429,6 +429,19 @@ def test_writes_behind_a_copy_that_is_looked_through(fn: Any) -> None:
     assert "writes into a tensor" in miss.reason
 
 
+def test_the_decomposed_kernel_for_other_widths_is_mentioned() -> None:
+    """Its choice between weights and zeros, for rows without a key, is not matched."""
+
+    class Model(torch.nn.Module):
+        def forward(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, m: torch.Tensor) -> torch.Tensor:
+            return F.scaled_dot_product_attention(q, k, v, m)
+
+    program = torch.export.export(Model(), (Q, K, V[..., :3], ADD)).run_decompositions()
+    calls, (miss,) = find_attention(program.graph_module.graph)
+    assert calls == ()
+    assert "between the softmax and the values" in miss.reason
+
+
 # --- what is rewritten ----------------------------------------------------------------------------------------
 
 
