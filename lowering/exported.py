@@ -11,7 +11,7 @@ from torch.export import ExportedProgram, ModuleCallEntry
 from torch.export.graph_signature import InputKind, InputSpec, TensorArgument
 
 from ..patterns.aliasing import writes_into, written_tensors
-from ..patterns.capture import is_literal_name
+from ..patterns.known import is_literal_name
 from ..patterns.sizes import ranges_of
 
 

@@ -186,18 +186,11 @@ def _analyze_call(session: _Session, call: AttentionCall) -> SiteAnalysis:
 def _tensors_behind(session: _Session, call: AttentionCall) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The tensors that the masks of a call are computed from: those known by value, and the others."""
     captured = session.captured
-    if captured is None or not (captured.constants or session.origins):
+    if captured is None:
         return (), ()
-    found: set[fx.Node] = set()
-    pending = [r for t in call.terms if isinstance(r := captured.outputs.get(t.node), fx.Node)]
-    while pending:
-        node = pending.pop()
-        if node not in found:
-            found.add(node)
-            pending.extend(node.all_input_nodes)
-    behind = {n.name: captured.inputs[n.name].name for n in found if n.name in captured.inputs}
-    fixed = sorted(behind[n] for n in behind if n in captured.constants)
-    return tuple(fixed), tuple(sorted(behind[n] for n in behind if n not in captured.constants))
+    behind = frozenset[fx.Node]().union(*(captured.sources.get(t.node, ()) for t in call.terms))
+    fixed = behind & captured.fixed
+    return tuple(sorted(n.name for n in fixed)), tuple(sorted(n.name for n in behind - fixed))
 
 
 def _with_origins(

@@ -16,7 +16,6 @@ import contextlib
 import functools
 import inspect
 import math
-import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -33,6 +32,7 @@ from torch.utils._pytree import tree_leaves
 from ..errors import CaptureError
 from .aliasing import draws_or_nests, op_name, private_writes, writes_into, written_tensors
 from .expr import CellRef
+from .known import attribute, equal_tensors, known_tensors
 from .metadata import input_label, tensor_of, value_of
 from .sizes import shape_env_of
 
@@ -52,7 +52,9 @@ class CapturedMasks:
         outputs: for each mask node of the original graph, the node (or constant) that holds it here.
         labels: how each boundary tensor is shown and whether it is an input of the original graph.
         inputs: the original node behind each boundary placeholder.
-        constants: boundary tensors known by value.
+        constants: boundary tensors known by value; of several that are equal only the first is there.
+        sources: for each mask the original nodes that it is computed from.
+        fixed: those among them that are known by value.
         ancestors: the original nodes that were copied, in order.
         mutates: True if some of them write into tensors.
         refused: masks that were not captured, with the reason.
@@ -63,6 +65,8 @@ class CapturedMasks:
     labels: Mapping[str, CellRef]
     inputs: Mapping[str, fx.Node]
     constants: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    sources: Mapping[fx.Node, frozenset[fx.Node]] = field(default_factory=dict)
+    fixed: frozenset[fx.Node] = frozenset()
     ancestors: tuple[fx.Node, ...] = ()
     mutates: bool = False
     refused: Mapping[fx.Node, str] = field(default_factory=dict)
@@ -107,12 +111,14 @@ def _captured(
     constants: Mapping[str, torch.Tensor],
 ) -> CapturedMasks:
     masks = list(closures)
-    inner, boundary, mutates = _union(gm.graph, list(closures.values()))
-    sub = _copy_subgraph(gm, {mask: uses[mask] for mask in masks}, inner, boundary, snapshots=mutates)
+    inner, around, mutates = _union(gm.graph, list(closures.values()))
+    known = known_tensors(gm, around, constants)
+    equal = equal_tensors(known)
+    boundary = [n for n in around if equal.get(n, n) is n]
+    sub = _copy_subgraph(gm, {mask: uses[mask] for mask in masks}, inner, boundary, equal, snapshots=mutates)
     values = [_boundary_value(gm, node) for node in boundary]
     traced = _trace(sub, values, functionalize=mutates)
     placeholders = [n for n in traced.graph.nodes if n.op == "placeholder"]
-    known = _known_constants(gm, boundary, placeholders, constants)
     results = tree_leaves(next(n for n in traced.graph.nodes if n.op == "output").args)
     if len(results) != len(masks) or len(placeholders) != len(boundary):
         raise CaptureError("the trace of the masks has other inputs or outputs than the graph; please report this")
@@ -122,7 +128,9 @@ def _captured(
         refused=refused,
         labels={p.name: _label(n) for p, n in zip(placeholders, boundary, strict=True) if _is_tensor(n)},
         inputs={p.name: n for p, n in zip(placeholders, boundary, strict=True)},
-        constants=known,
+        constants={p.name: known[n] for p, n in zip(placeholders, boundary, strict=True) if n in known},
+        sources={mask: closures[mask].boundary for mask in masks},
+        fixed=frozenset(known),
         ancestors=tuple(inner),
         mutates=mutates,
     )
@@ -211,17 +219,10 @@ def _stops(node: fx.Node) -> bool:
     if node.op == "placeholder":
         return True
     if node.op == "get_attr":
-        return tensor_of(node) is not None or isinstance(_attribute(node), torch.Tensor)
+        return tensor_of(node) is not None or isinstance(attribute(node), torch.Tensor)
     if isinstance(value_of(node), (int, float, bool, torch.SymInt, torch.SymFloat, torch.SymBool)):
         return True
     return op_name(node) in _COMPUTE
-
-
-def _attribute(node: fx.Node) -> Any:
-    value: Any = node.graph.owning_module
-    for part in str(node.target).split("."):
-        value = getattr(value, part, None)
-    return value
 
 
 # --- tracing --------------------------------------------------------------------------------------------------
@@ -232,13 +233,14 @@ def _copy_subgraph(
     uses: Mapping[fx.Node, Sequence[fx.Node]],
     inner: Sequence[fx.Node],
     boundary: Sequence[fx.Node],
+    equal: Mapping[fx.Node, fx.Node],
     *,
     snapshots: bool,
 ) -> fx.GraphModule:
     """The nodes as a graph of their own that returns the masks.
 
-    With `snapshots` each mask is cloned where it is first used: a later write, on which only another mask depends, may
-    go into the same memory.
+    Constants that are `equal` to another one are replaced by it. With `snapshots` each mask is cloned where it is first
+    used: a later write, on which only another mask depends, may go into the same memory.
     """
     graph = fx.Graph()
     env: dict[fx.Node, fx.Node] = {}
@@ -255,6 +257,7 @@ def _copy_subgraph(
     made: dict[Any, fx.Node] = {}
     for position, node in enumerate(boundary):
         env[node] = graph.placeholder(f"boundary_{position}_{node.name}")
+    env.update({node: env[first] for node, first in equal.items()})
     for node in inner:
         take(order[node])
         key = None if snapshots else _same_value_key(node, env)
@@ -292,7 +295,7 @@ def _same_value_key(node: fx.Node, env: Mapping[fx.Node, fx.Node]) -> Any:
 def _boundary_value(gm: fx.GraphModule, node: fx.Node) -> Any:
     value = value_of(node)
     if value is None and node.op == "get_attr":
-        value = _attribute(node)
+        value = attribute(node)
     if value is None:
         raise CaptureError(
             f"node '{node.name}' has no meta['val'] (or meta['example_value']), so its shape and dtype are unknown; "
@@ -423,47 +426,3 @@ def _for_tensor_metadata() -> bool:
     while frame is not None and frame.f_code.co_name != "_extract_tensor_metadata":
         frame = frame.f_back
     return frame is not None
-
-
-_LITERAL = re.compile(r"_?(tensor_constant|lifted_tensor_)\d+")
-
-
-def _known_constants(
-    gm: fx.GraphModule,
-    boundary: Sequence[fx.Node],
-    placeholders: Sequence[fx.Node],
-    constants: Mapping[str, torch.Tensor],
-) -> dict[str, torch.Tensor]:
-    """Boundary tensors whose value is fixed: lifted constants and constant attributes, not parameters or buffers.
-
-    A GraphModule registers the literals that make_fx and export met as buffers; their names tell them apart. make_fx
-    names a module's buffer in the same way, but only a literal is copied before it is used. Nothing that the graph
-    itself writes into is constant.
-    """
-    parameters = {name for name, _ in gm.named_parameters()}
-    buffers = {name for name, _ in gm.named_buffers()}
-    writers = [n for n in gm.graph.nodes if written_tensors(n) and op_name(n) != "detach_"]  # that changes no element
-    known: dict[str, torch.Tensor] = {}
-    for node, placeholder in zip(boundary, placeholders, strict=True):
-        value = constants.get(node.name)
-        own = node.op == "get_attr" and str(node.target) not in parameters
-        if value is None and own and (str(node.target) not in buffers or _is_literal(node)):
-            value = _attribute(node)
-        if not isinstance(value, torch.Tensor) or isinstance(value, FakeTensor):
-            continue
-        recorded = tensor_of(node)
-        if recorded is not None and (recorded.dtype != value.dtype or recorded.dim() != value.dim()):
-            continue
-        copied = all(op_name(u) == "lift_fresh_copy" for u in node.users)  # export records its result as an alias
-        if copied or not any(writes_into(w, set(), {node}) for w in writers):
-            known[placeholder.name] = value
-    return known
-
-
-def _is_literal(node: fx.Node) -> bool:
-    return is_literal_name(str(node.target)) and all(op_name(u).startswith("lift_fresh") for u in node.users)
-
-
-def is_literal_name(name: str) -> bool:
-    """True for the names that make_fx and export give to tensors that were written out in the code."""
-    return _LITERAL.fullmatch(name) is not None
