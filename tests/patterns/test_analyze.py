@@ -322,15 +322,16 @@ def test_a_literal_that_the_graph_writes_to_is_not_known() -> None:
     mask = next(n for n in gm.graph.nodes if "scaled_dot" in str(n.target)).args[3]
     with gm.graph.inserting_before(mask.next):
         literal = gm.graph.get_attr("_tensor_constant0")
-        literal.meta["val"] = torch.tensor(True)
-        both = gm.graph.call_function(torch.ops.aten.bitwise_and.Tensor, (mask, literal))
+        lifted = gm.graph.call_function(torch.ops.aten.lift_fresh_copy.default, (literal,))
+        literal.meta["val"] = lifted.meta["val"] = torch.tensor(True)
+        both = gm.graph.call_function(torch.ops.aten.bitwise_and.Tensor, (mask, lifted))
         both.meta["val"] = mask.meta["val"]
     call = next(n for n in gm.graph.nodes if "scaled_dot" in str(n.target))
     call.args = (*call.args[:3], both, *call.args[4:])
     (site,) = analyze(gm).sites
     assert site.classification is not None
     assert site.classification.kinds == {"causal"}
-    with gm.graph.inserting_before(both):
+    with gm.graph.inserting_before(lifted):
         changed = gm.graph.call_function(torch.ops.aten.logical_not_.default, (literal,))
         changed.meta["val"] = literal.meta["val"]
     (site,) = analyze(gm).sites
