@@ -157,7 +157,7 @@ def _card(number: int, mask: DistinctMask, tensors: Mapping[str, torch.Tensor] |
 def _figures(mask: DistinctMask, tensors: Mapping[str, torch.Tensor] | None) -> Iterator[str]:
     predicate, witness = mask.predicate, mask.first.witness
     sizes = sizes_for_witness(predicate, witness)
-    needed = {c.payload.label for c in cells(predicate.allowed)}
+    needed = {c.payload.label for c in cells(predicate.allowed) if c.payload.is_input}
     given = tensors if tensors is not None and needed and needed <= set(tensors) else None
     try:
         picture = make_picture(predicate, sizes, None, witness=witness, limit=CELLS)
