@@ -110,6 +110,8 @@ def magnitude(expr: Expr) -> float:
             return max(magnitude(a) for a in expr.args[1:])
         case Op.FLOORDIV | Op.MOD:  # neither is defined for a divisor of 0
             return magnitude(expr.args[0 if expr.op is Op.FLOORDIV else 1])
+        case Op.SUM:
+            return magnitude(expr.args[0]) * (magnitude(expr.args[1]) + 1)
     return math.inf
 
 
@@ -274,6 +276,19 @@ def _integer_arithmetic(name: str, args: tuple[Expr, ...]) -> Expr | None:
     return None
 
 
+def may_be_zero(expr: Expr) -> bool:
+    """True unless a float is known to be none or a constant, whose sign is known: division tells 0.0 from -0.0."""
+    if is_constant_tree(expr):
+        return False
+    if expr.op is not Op.TO_FLOAT:
+        return True
+    constant, parts = linear_parts(expr.args[0])
+    if any(a.op not in (Op.SIZE, Op.COORD) or c < 0 for a, c in parts.items()):
+        return True
+    # where there is an element, no size is 0
+    return constant < 0 or (constant == 0 and all(a.op is not Op.SIZE for a in parts))
+
+
 def _identities(name: str, args: tuple[Expr, ...]) -> Expr | None:
     """``x + 0``, ``x - 0``, ``x * 1`` and ``x / 1`` are ``x`` (up to the sign of zero, which no mask can tell)."""
     neutral = {"add": 0.0, "sub": 0.0, "mul": 1.0, "div": 1.0}.get(name)
@@ -354,7 +369,7 @@ def _is_huge_sum(expr: Expr) -> bool:
 def _compare_with_infinity(name: str, left: Expr, right: Expr) -> Expr | None:
     """A float that holds an integer is finite."""
     for holder, other, holder_left in ((left, right, True), (right, left, False)):
-        if holder.op is Op.TO_FLOAT and other.is_const and abs(other.value) > 2**62:
+        if holder.op is Op.TO_FLOAT and other.is_const and abs(other.value) > 2**63:
             if name == "eq":
                 return const_bool(False)
             return const_bool((other.value > 0) == holder_left)

@@ -88,6 +88,8 @@ def _arithmetic(reader: Reader, node: fx.Node, packet: Any, left: Any, right: An
     if sort is Sort.FLOAT:
         if packet in (aten.minimum, aten.maximum):
             return _float_extreme(packet is aten.minimum, first, second, dtype)
+        if _FLOAT_NAMES[packet] == "div" and floats.may_be_zero(second):
+            raise Unreadable("division by what may be 0.0 or -0.0")
         return floats.arithmetic(_FLOAT_NAMES[packet], dtype, first, second)
     if packet not in _INT_ARITHMETIC:
         raise Unreadable(f"no integer rule for {packet}")
@@ -262,7 +264,10 @@ def read_unary(reader: Reader, node: fx.Node, coords: Coords) -> Expr:
     dtype = reader.dtype(node)
     if build.sort_of(dtype) is not Sort.FLOAT:
         return reader.read(args["self"], coords)
-    return floats.arithmetic(name, dtype, reader.converted(args["self"], coords, dtype))
+    value = reader.converted(args["self"], coords, dtype)
+    if name in ("rsqrt", "reciprocal") and floats.may_be_zero(value):
+        raise Unreadable("division by what may be 0.0 or -0.0")
+    return floats.arithmetic(name, dtype, value)
 
 
 @RULES.register(aten.softplus)
@@ -283,6 +288,9 @@ def read_pow(reader: Reader, node: fx.Node, coords: Coords) -> Expr:
     if build.sort_of(dtype) is not Sort.FLOAT:
         raise Unreadable("integer powers")
     base, exponent = (_exact_operand(reader, args[name], coords, dtype) for name in ("self", "exponent"))
+    divides = not exponent.is_const or exponent.value < 0
+    if divides and floats.may_be_zero(base):
+        raise Unreadable("division by what may be 0.0 or -0.0")
     return floats.arithmetic("pow", dtype, base, exponent)
 
 

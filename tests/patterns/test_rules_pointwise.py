@@ -292,6 +292,36 @@ def positive(fn: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[torch.Tens
     return lambda m: fn(m) > 0
 
 
+ZEROS = {
+    "divided": lambda x: 1.0 / x < 0,
+    "reciprocal": lambda x: x.reciprocal() < 0,
+    "rsqrt": lambda x: x.rsqrt() < 0,
+    "power": lambda x: x**-1.0 < 0,
+}
+
+
+@pytest.mark.parametrize("name", ZEROS)
+def test_division_tells_the_zeros_apart(check_opaque: Check, check_read: Check, name: str) -> None:
+    """`-x` and `0 - x` are one expression, but 1 / -0.0 is -inf and 1 / 0.0 is inf."""
+    function = ZEROS[name]
+
+    def x() -> torch.Tensor:
+        return positions(5).float()
+
+    check_opaque(lambda: function(-x()) ^ function(0.0 - x()), reason="0.0 or -0.0")
+    check_opaque(function, torch.tensor([0.0, -0.0]), reason="0.0 or -0.0")
+    check_read(lambda: function(x() + 1))
+    check_read(lambda: function(torch.where(positions(5) > 2, 0.0, -0.0)))
+
+
+@pytest.mark.parametrize("number", [5e18, 9e18, -9e18, 1e19, -1e19, 2.0**63])
+def test_large_integers_against_large_numbers(check_read: Check, number: float) -> None:
+    x = torch.tensor([0, 2**62, 2**63 - 1, -(2**63)])
+    check_read(lambda a: a.float() < number, x)
+    check_read(lambda a: a.double() >= number, x)
+    check_read(lambda a: a.float() == number, x)
+
+
 def test_a_number_that_a_narrow_float_must_round_first_is_not_read(check_opaque: Check) -> None:
     half = torch.tensor([0.1, 1.0], dtype=torch.float16)
     check_opaque(lambda m: m < 0.1, half, reason="does not hold exactly")
