@@ -311,6 +311,17 @@ def test_passes_near_misses_numbers_and_versions(page: Page, report: attnlower.R
     assert f"attnlower {version('attnlower')}, torch {torch.__version__}" in page.text
 
 
+def test_the_legend_has_the_colours_of_the_pictures(report: attnlower.Report) -> None:
+    style = report_page(report)
+    for name, colour in (("allowed", ALLOWED), ("data", DATA), ("stripe", "stripe"), ("witness", WITNESS)):
+        red, green, blue, opacity = COLOURS[colour]
+        assert f"--{name}: #{red:02x}{green:02x}{blue:02x};" in style and opacity == 255
+    red, green, blue, opacity = COLOURS[BLOCKED]
+    found = re.search(r"--blocked: rgba\((\d+), (\d+), (\d+), ([.\d]+)\);", style)
+    assert found is not None and [int(found[i]) for i in (1, 2, 3)] == [red, green, blue]
+    assert round(float(found[4]) * 255) == opacity
+
+
 def test_nothing_is_loaded_from_elsewhere(page: Page, report: attnlower.Report) -> None:
     assert not {"script", "link", "iframe", "object", "base", "form", "a"} & set(page.tags)
     for tag, name, value in page.attributes:
