@@ -36,9 +36,10 @@ WANTED = 0.99
 
 def run_job(job: str) -> Tally:
     """One job, `seed:kind:number`: a few programs, the same in every run."""
-    tally = Tally()
+    tally, began = Tally(), time.process_time()
     _, kind, _ = job.split(":")
     JOBS[kind][0](Random(job), tally)
+    tally.counts["processor ms"] += round(1e3 * (time.process_time() - began))
     tally.failures = [shrunk(f) for f in tally.failures]
     tally.failures = [replace(f, detail=f"{f.detail}  [job {job}]") for f in tally.failures]
     return tally
@@ -49,7 +50,8 @@ def _work(seed: str, wanted: int, minutes: float, results: multiprocessing.Queue
 
     torch.set_num_threads(1)
     rng, done, number, ends = Random(seed), 0, 0, time.monotonic() + 60 * minutes
-    while done < wanted and time.monotonic() < ends:
+    parent = multiprocessing.parent_process()
+    while done < wanted and time.monotonic() < ends and parent is not None and parent.is_alive():
         kind = rng.choices(list(JOBS), [share for _, share in JOBS.values()])[0]
         tally = run_job(f"{seed}:{kind}:{number}")
         done += tally.counts["programs"]
@@ -103,7 +105,8 @@ def completeness(tally: Tally) -> float:
 def _line(tally: Tally, seconds: float) -> str:
     c = tally.counts
     return (
-        f"{c['programs']} programs in {seconds:.0f} s ({c['programs'] / max(seconds, 1):.1f}/s), "
+        f"{c['programs']} programs in {seconds:.0f} s ({c['programs'] / max(seconds, 1):.1f}/s; "
+        f"{c['processor ms'] / max(c['programs'], 1):.0f} ms of processor time each), "
         f"unsound {unsound(tally)}, crashed {c['failed crash']}, "
         f"fully read {c['programs read fully'] / max(c['programs read'], 1):.1%} of {c['programs read']}, "
         f"proved {completeness(tally):.2%} of {c['equal by construction']}"
