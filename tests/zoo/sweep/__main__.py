@@ -56,8 +56,9 @@ def run(options: argparse.Namespace) -> None:
     wanted = set(filter(None, options.only.split(",")))
     chosen = [a for a in architectures() if not wanted or wanted & {a.model_type, a.class_name}]
     names = list(filter(None, options.scenarios.split(";"))) or list(SCENARIOS)
-    families = set(filter(None, options.family.split(",")))
+    families = list(filter(None, options.family.split(",")))
     chosen = [a for a in chosen if not families or a.family in families]
+    chosen.sort(key=lambda a: families.index(a.family) if families else 0)
     if options.missing:
         chosen = [a for a in chosen if _missing(a.class_name, names)]
     started, done = time.monotonic(), 0
@@ -66,6 +67,8 @@ def run(options: argparse.Namespace) -> None:
     while queue or running:
         while queue and len(running) < options.workers:
             architecture = queue.pop()
+            if options.missing and not _missing(architecture.class_name, names):
+                continue  # another run has done it by now
             sys.stdout.flush()
             pid = os.fork()
             if pid == 0:

@@ -1,7 +1,7 @@
 """Shrink any transformers config by the names of its fields.
 
-Only what a config says of sizes is changed: widths, depths, numbers of heads and experts, vocabularies, windows. Windows
-and chunks become so small that they matter at the lengths of the sweep.
+Only what a config says of sizes is changed: widths, depths, numbers of heads and experts, vocabularies, windows.
+Windows and chunks become so small that they matter at the lengths of the sweep.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _RULES: tuple[tuple[str, int], ...] = (
     (r"(.*_)?(qk_rope|qk_nope|v)_head_dim", HEAD_DIM),
     (r"(.*_)?(head_dim|head_size|dim_head|attention_head_dim|d_kv|kv_channels|d_head)", HEAD_DIM),
     (r"(.*_)?(sliding_window|attention_window_size|local_attention_window_len|swa_window)", WINDOW),
-    (r"local_attention|attention_chunk_size|(local|lsh)_attn_chunk_length|local_radius", WINDOW + 1),
+    (r"local_attention|attention_window|attention_chunk_size|(local|lsh)_attn_chunk_length|local_radius", WINDOW + 1),
     (r"(.*_)?(num_attention_heads|attention_heads|num_heads|n_heads?|num_self_attention_heads|n_query_heads)", HEADS),
     (r"index_n_heads|linear_num_(key|value)_heads|num_cross_attention_heads|linear_num_heads", HEADS),
     (r"(.*_)?(intermediate_size|ffn_dim|ffn_hidden_size|d_ff|n_inner|dim_ff|dff|intermediate_size_mlp|mlp_dim)", INNER),

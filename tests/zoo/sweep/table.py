@@ -123,8 +123,9 @@ def lines(results: list[Result], problems: list[str]) -> Iterator[str]:
         "models of the other model types that take a sequence and a mask. Each is built tiny from its config, with "
         "random weights, windows of a few positions, and sdpa attention where it has it, and run four ways: by "
         "torch.compile (backend attnlower, target eager, strict) and by torch.export with attnlower.lower, each "
-        "without a mask and with masks of ones, padded on the left and on the right, at two sizes. Outputs are compared with "
-        "eager mode; each formula with the mask tensor that the unchanged graph hands to attention; each action with "
+        "without a mask and with masks of ones, padded on the left and on the right, at two sizes. Outputs are "
+        "compared with eager mode; each formula with the mask tensor that the unchanged graph hands to attention; each "
+        "action with "
         "what those masks are."
     )
     yield ""
@@ -256,7 +257,15 @@ def _notes(results: list[Result]) -> Iterator[str]:
                     reason = miss.partition(": ")[2]
                     yield reason, result["class"]
 
+    def softmaxes() -> Iterator[tuple[str, str]]:
+        for result in results:
+            for name, run in scenarios(result):
+                if run.get("unnoticed"):
+                    yield f"{run['unnoticed']} of rank 3 or more ({name})", result["class"]
+
     yield from _section("Attention that is not matched", "What looks like attention and is left alone.", misses())
+    about = "Attention with sinks, weights that are masked once more, routers of experts and the like."
+    yield from _section("Softmaxes that are part of no attention call and no near miss", about, softmaxes())
     yield from _section("Notes on the captures", "", notes())
 
 

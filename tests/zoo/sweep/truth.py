@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import fx
 
 from attnlower.lowering.report import AttentionSite, Report
-from attnlower.patterns import Analysis, SiteAnalysis, mask_tensor
+from attnlower.patterns import Analysis, SiteAnalysis, build, mask_tensor
 from attnlower.patterns.calls import MaskTerm, TermMode
 from attnlower.patterns.evaluate import EvaluationError, evaluate
+from attnlower.patterns.expr import Expr, cells
 from attnlower.patterns.metadata import value_of
 from attnlower.patterns.verdict import Unknown
 
@@ -134,22 +135,19 @@ class GraphTruth:
         return found
 
     def _tensors(self, seen: Mapping[fx.Node, Any]) -> dict[str, Any]:
-        """Every tensor that a formula may name; a label that stands for two different ones is left out."""
+        """Every tensor that a formula may name, by the node that holds it."""
         captured = self.analysis.captured
         if captured is None:
             return {}
         observer = Observer(captured.graph_module)
         with torch.no_grad():
             observer.run(*(seen[node] for node in captured.inputs.values()))
-        found = {node.name: value for node, value in observer.seen.items() if isinstance(value, torch.Tensor)}
-        twice: set[str] = set()
-        labelled: dict[str, fx.Node] = {}
-        for name, ref in captured.labels.items():
-            node = captured.inputs[name]
-            if labelled.setdefault(ref.label, node) is not node:
-                twice.add(ref.label)
-            found[ref.label] = seen[node]
-        return {name: value for name, value in found.items() if name not in twice}
+        inputs = {ref.node: seen[captured.inputs[name]] for name, ref in captured.labels.items()}
+        unread: dict[str, Any] = {}
+        for node, value in observer.seen.items():
+            if isinstance(value, torch.Tensor):
+                unread[node.name + "_traced" * (node.name in inputs)] = value
+        return unread | inputs
 
     def _judge(
         self,
@@ -168,14 +166,54 @@ class GraphTruth:
         real = real_mask(site.analysis, shape, seen)
         site.record(padding, real)
         try:
-            described = mask_tensor(predicate, sizes, tensors)
+            described = mask_tensor(replace(predicate, allowed=by_node(predicate.allowed)), sizes, tensors)
         except EvaluationError as error:
             site.unchecked = str(error)
             return real
         if not torch.equal(real, described):
             differ = (real != described).nonzero()[0].tolist()
             site.wrong.append(f"the formula {predicate} differs from the mask ({padding}) at {differ}")
+        elif predicate.bias is not None and len(site.analysis.call.terms) == 1:
+            self._judge_bias(site, padding, sizes, tensors, seen[site.analysis.call.terms[0].node], real)
         return real
+
+    def _judge_bias(
+        self,
+        site: SiteTruth,
+        padding: str,
+        sizes: Mapping[str, int],
+        tensors: Mapping[str, Any],
+        added: torch.Tensor,
+        allowed: torch.Tensor,
+    ) -> None:
+        """Hold the formula of what is added to the scores against the tensor, where keys are allowed."""
+        named = site.analysis.classification
+        if named is None or named.predicate.bias is None or not added.is_floating_point():
+            return
+        if site.analysis.call.terms[0].flat:
+            added = added.reshape(*allowed.shape[:-2], *added.shape[-2:])
+        grids = {
+            name: torch.arange(extent).view(*(extent if i == axis else 1 for i in range(allowed.dim())))
+            for axis, (name, extent) in enumerate(zip(named.predicate.facts.extents, allowed.shape, strict=True))
+        }
+        try:
+            bias = evaluate(by_node(named.predicate.bias), {**sizes, **grids}, tensors)
+        except EvaluationError as error:
+            site.unchecked = f"bias: {error}"
+            return
+        real, said = added.expand(allowed.shape)[allowed].double(), bias.expand(allowed.shape)[allowed].double()
+        if not torch.allclose(real, said, rtol=1e-4, atol=1e-5, equal_nan=True):
+            worst = float((real - said).abs().max())
+            site.wrong.append(f"the bias {named.predicate} differs from the tensor ({padding}) by {worst:.1e}")
+
+
+def by_node(expr: Expr) -> Expr:
+    """The expression with every tensor named by its node: labels are for people, and two tensors may share one."""
+    renamed = {
+        cell: build.cell(replace(cell.payload, label=cell.payload.node), tuple(by_node(a) for a in cell.args))
+        for cell in cells(expr)
+    }
+    return build.substitute(expr, renamed)
 
 
 def real_mask(site: SiteAnalysis, shape: tuple[int, ...], seen: Mapping[fx.Node, Any]) -> torch.Tensor:
@@ -184,7 +222,10 @@ def real_mask(site: SiteAnalysis, shape: tuple[int, ...], seen: Mapping[fx.Node,
     if site.call.is_causal:
         allowed = allowed.tril()
     for term in site.call.terms:
-        allowed = allowed & _passes(term, seen[term.node]).expand(shape)
+        passes = _passes(term, seen[term.node])
+        if term.flat:
+            passes = passes.reshape(*shape[:-2], *passes.shape[-2:])
+        allowed = allowed & passes.expand(shape)
     return allowed
 
 
