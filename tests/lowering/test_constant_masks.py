@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import random
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -18,6 +19,7 @@ from torch.nn.attention.bias import causal_lower_right, causal_upper_left
 
 import attnlower
 from attnlower.lowering.exported import fixed_buffers
+from attnlower.patterns import analyze
 
 SIZE = 16
 NEG = float("-inf")
@@ -177,6 +179,25 @@ def test_a_near_miss_is_kept(name: str, how: str) -> None:
         torch.testing.assert_close(run(x), model(x), equal_nan=True)
 
 
+def test_random_masks_are_rewritten_exactly_where_they_are_causal_or_full() -> None:
+    rng = random.Random(0)
+    actions = set()
+    for round_ in range(12):
+        mask = TRIL | (torch.rand(SIZE, SIZE) > 0.97) if round_ % 3 else TRIL.clone()
+        if round_ % 4 == 3:
+            mask |= ROW < COLUMN
+        if round_ % 2:
+            mask.view(-1)[rng.randrange(SIZE * SIZE)].logical_not_()
+        model = Buffered(additive(mask) if round_ % 5 else mask)
+        done = attnlower.lower(export(model), target="eager")
+        reached = mask[: SIZE - 1, : SIZE - 1]
+        wanted = "drop_mask" if reached.all() else "is_causal" if reached.equal(TRIL[1:, 1:]) else "keep"
+        assert done.report.sites[0].action == wanted, mask
+        actions.add(wanted)
+        same(done.program.module(), model)
+    assert {"is_causal", "keep"} <= actions
+
+
 def test_the_witness_is_the_element_that_differs() -> None:
     for row, column in ((5, 3), (2, 7), (13, 14)):
         site = attnlower.lower(export(Buffered(flipped(TRIL, row, column)))).report.sites[0]
@@ -255,6 +276,21 @@ def test_one_proof_for_the_equal_buffers_of_all_layers() -> None:
     assert [s.action for s in report.sites] == ["is_causal"] * 12
     assert report.stats["masks_proved"] == 1
     assert "buffer 'layers.7.bias'" in report.sites[7].reason
+
+
+def test_equal_buffers_are_traced_once() -> None:
+    model = Buffered(TRIL, layers=4)
+    model.layers[1].bias = TRIL.t().contiguous().t()  # the same elements in another layout
+    model.layers[2].bias = flipped(TRIL, 5, 3)
+    program = export(model)
+    analysis = analyze(program.graph_module, constants=fixed_buffers(program))
+    assert analysis.captured is not None
+    assert len(analysis.captured.constants) == 3
+    assert [len(site.by_value) for site in analysis.sites] == [1, 1, 1, 1]
+    assert len({site.by_value for site in analysis.sites}) == 4
+    done = attnlower.lower(program, target="eager")
+    assert [s.action for s in done.report.sites] == ["is_causal", "is_causal", "keep", "is_causal"]
+    same(done.program.module(), model)
 
 
 def test_the_buffer_of_one_layer_differs() -> None:
