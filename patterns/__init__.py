@@ -9,6 +9,7 @@ from .evaluate import evaluate, mask_tensor
 from .expr import CellRef, Expr, Sort
 from .facts import Facts
 from .masks import (
+    BUILTIN_TEMPLATES,
     DEFAULT_TEMPLATES,
     Alignment,
     AllOf,
@@ -31,6 +32,7 @@ from .rules import DEFAULT_RULES
 from .verdict import Proved, Refuted, Unknown, Verdict
 
 __all__ = [
+    "BUILTIN_TEMPLATES",
     "DEFAULT_RULES",
     "DEFAULT_TEMPLATES",
     "Alignment",

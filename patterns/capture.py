@@ -383,7 +383,7 @@ def _no_new_guards(shape_env: Any) -> Iterator[list[str]]:
     uncached = getattr(getattr(type(shape_env), "_inner_evaluate_expr", None), "__wrapped__", None)
 
     def record(prefix: str, guard: Any, *args: Any, **kwargs: Any) -> None:
-        if guard not in present and not _for_tensor_metadata() and not _tells_0_and_1_apart(guard):
+        if guard not in present and not _for_layout_only() and not _tells_0_and_1_apart(guard):
             asked.append(str(guard))
 
     shape_env._log_guard = record
@@ -420,9 +420,15 @@ def _tells_0_and_1_apart(guard: Any) -> bool:
     return bool(least > relation.rhs or (least == relation.rhs and isinstance(relation, sympy.Ge)))
 
 
-def _for_tensor_metadata() -> bool:
-    """True if a question comes from make_fx noting a tensor's memory format, of which reading makes no use."""
+_LAYOUT_QUESTIONS = {
+    "_extract_tensor_metadata",  # make_fx notes a tensor's memory format, of which reading makes no use
+    "compute_elementwise_output_logical_to_physical_perm",  # strides of a new tensor, which say nothing of its values
+}
+
+
+def _for_layout_only() -> bool:
+    """True if a question is about the strides of a new tensor, or about a memory format that is only noted."""
     frame = inspect.currentframe()
-    while frame is not None and frame.f_code.co_name != "_extract_tensor_metadata":
+    while frame is not None and frame.f_code.co_name not in _LAYOUT_QUESTIONS:
         frame = frame.f_back
     return frame is not None

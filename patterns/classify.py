@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from . import build
 from .conditions import Condition, truth_candidates
-from .expr import Expr, cells, coords, is_positional
+from .expr import BOUND, Expr, Op, cells, coords, is_positional, walk
 from .masks.causal import Causal
 from .masks.conjunction import AllOf, kinds_of
 from .masks.finders import DEFAULT_TEMPLATES
@@ -137,7 +138,11 @@ def find_guard(predicate: Predicate, dtype: torch.dtype, prover: Prover) -> Guar
     Only inputs read at the key's own position (padding) are considered: asking whether a whole S x S mask is all true
     would cost what it saves.
     """
-    if any(coords(c) - {"b", "k"} for c in cells(predicate.value)):
+    read = cells(predicate.value)
+    if any(coords(c) - {"b", "k"} for c in read):
+        return None
+    one_key = predicate.facts.extents.get("k") is build.ONE
+    if not one_key and {c.payload for c in read} - {c.payload for c in read if _runs_over_keys(c)}:
         return None
     for conditions, value in truth_candidates(predicate.value):
         simpler = predicate_of(value, dtype, predicate.facts)
@@ -147,6 +152,11 @@ def find_guard(predicate: Predicate, dtype: torch.dtype, prover: Prover) -> Guar
         if isinstance(verdict, Proved) and template is not None and is_rewritable(template):
             return Guard(conditions, template)
     return None
+
+
+def _runs_over_keys(cell: Expr) -> bool:
+    """True if an element is read at the key's position, or at every position in turn by a sum."""
+    return any(e.op is Op.COORD and (e.payload == "k" or e.payload.startswith(BOUND)) for e in walk(cell))
 
 
 def is_rewritable(template: MaskTemplate) -> bool:

@@ -80,8 +80,8 @@ class ValueCondition:
 AnyCondition = Condition | ValueCondition
 """What a variant of a program may rest on."""
 
-_ALL = re.compile(r"^(?P<name>[A-Za-z_][\w.]*)\.all\(\)$")
-_COMPARED = re.compile(r"^\(\s*(?P<name>[A-Za-z_][\w.]*)\s*(?P<relation>==|!=)\s*(?P<value>-?\d+)\s*\)\.all\(\)$")
+_ALL = re.compile(r"^(?P<name>[A-Za-z_][\w.\[\]]*)\.all\(\)$")
+_COMPARED = re.compile(r"^\(\s*(?P<name>[A-Za-z_][\w.\[\]]*)\s*(?P<relation>==|!=)\s*(?P<value>-?\d+)\s*\)\.all\(\)$")
 
 
 def parse_conditions(text: str | Iterable[str], inputs: Mapping[str, str]) -> tuple[Condition, ...]:

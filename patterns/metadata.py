@@ -63,7 +63,9 @@ def input_label(node: fx.Node) -> str:
         quoted = re.findall(r"\['([^']+)'\]", name)
         if quoted:
             tail = name.rpartition("]")[2].strip(".()")
-            return f"{quoted[-1]}.{tail}" if tail and "." not in quoted[-1] else quoted[-1]
+            # L['data'][0] is an element of a tuple
+            place = "".join(re.findall(r"\[\d+\]", name.rpartition("']")[2]))
+            return f"{quoted[-1]}.{tail}" if tail and "." not in quoted[-1] else quoted[-1] + place
     label = str(node.target) if node.op in ("placeholder", "get_attr") else node.name
     label = re.sub(
         r"^[Ll]_(args|kwargs)_", "", re.sub(r"^[Ll]_(self_)?", "", label) if label[:2] in ("L_", "l_") else label

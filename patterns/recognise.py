@@ -93,6 +93,8 @@ class Recogniser:
                 continue
             for template in self.builtin.candidates(inner, Facts(facts.ranges)):
                 placed = Placed(template, placement.query, placement.key)
+                if placed.is_comparison_of_data:
+                    continue
                 if self._is(expr, placed, facts):
                     return placed
         return None
@@ -116,7 +118,7 @@ class Recogniser:
                 named.append(template)
             else:
                 rest.append(term)
-        if rest:
+        if rest and not all(self._looked_up(term, facts) for term in rest):
             placed = self._placed(build.and_(*rest), facts)
             found = [placed] if placed is not None else [self._placed(term, facts) for term in rest]
             named += [t for t in found if t is not None]
@@ -127,6 +129,10 @@ class Recogniser:
                 named.append(packed)
                 rest.remove(term)
         return self._on_indices(named, facts), tuple(rest)
+
+    def _looked_up(self, term: Expr, facts: Facts) -> bool:
+        """True for an equation of documents that are looked up, however computed then: no position is divided."""
+        return any(not _has_position(p.document) for p in documents(term, facts))
 
     def _of_term(self, term: Expr, facts: Facts) -> Iterator[MaskTemplate]:
         yield from paddings(term, facts)
@@ -185,18 +191,22 @@ def _disjuncts(expr: Expr) -> tuple[Expr, ...]:
 
 
 def _moves_with_position(document: Expr) -> bool:
-    """True if a document's number is computed from positions, not only looked up: perhaps a chunk."""
-    stack = [document]
+    """True if a document's number may be a position's chunk: it is divided, or computed from the position itself."""
+    return _has_position(document) or any(e.op in (Op.FLOORDIV, Op.MOD) for e in _outside_lookups(document))
+
+
+def _has_position(document: Expr) -> bool:
+    return any(e is Q or e is K for e in _outside_lookups(document))
+
+
+def _outside_lookups(expr: Expr) -> Iterator[Expr]:
+    """The parts of an expression that are not inside an element's index or a sum."""
+    stack = [expr]
     while stack:
-        expr = stack.pop()
-        if expr is Q or expr is K:
-            return True
-        if expr.op in (Op.FLOORDIV, Op.MOD):
-            return True
-        if expr.op in (Op.SUM, Op.CELL):
-            continue
-        stack.extend(expr.args)
-    return False
+        part = stack.pop()
+        yield part
+        if part.op not in (Op.SUM, Op.CELL):
+            stack.extend(part.args)
 
 
 def positional_part(allowed: Expr) -> tuple[Expr, tuple[Expr, ...]]:

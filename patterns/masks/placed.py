@@ -19,6 +19,7 @@ from .. import build
 from ..expr import Expr, Op, Sort, cells, coords, walk
 from ..facts import Facts
 from ..formula import format_expr
+from .sliding_window import SlidingWindow
 from .template import K, MaskTemplate, Q
 from .terms import at_key
 
@@ -44,8 +45,19 @@ class Placed:
         A causal mask over keys' positions that are data is none: `position[b, k] <= position[b, q]` says nothing of
         where the keys lie. Positions that restart are those of packed documents.
         """
-        by_data = "k" in coords(*cells(self.key))
-        return "packed" if by_data and self.inner.kind == "causal" else self.inner.kind
+        return "packed" if self._by_data and self.inner.kind == "causal" else self.inner.kind
+
+    @property
+    def _by_data(self) -> bool:
+        return "k" in coords(*cells(self.key))
+
+    @property
+    def is_comparison_of_data(self) -> bool:
+        """True for a single diagonal over data: `x[b, q] == x[b, k] + 1` is a comparison like any other, no window."""
+        inner = self.inner
+        if not self._by_data or not isinstance(inner, SlidingWindow) or inner.behind is None or inner.ahead is None:
+            return False
+        return build.add(inner.behind, inner.ahead) is build.ZERO
 
     def allowed(self, facts: Facts) -> Expr:
         """The inner formula at the positions."""

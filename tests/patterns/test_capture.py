@@ -14,7 +14,7 @@ from torch.export import Dim
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from attnlower.errors import CaptureError
-from attnlower.patterns import Analysis, Proved, analyze, find_attention
+from attnlower.patterns import Analysis, Proved, analyze, capture, find_attention
 from attnlower.patterns.aliasing import op_name, written_tensors
 from attnlower.patterns.capture import capture_masks
 from attnlower.patterns.metadata import input_label, value_of
@@ -151,6 +151,22 @@ def steps_written(x: torch.Tensor) -> torch.Tensor:
     return mask
 
 
+@pytest.fixture
+def strict_about_strides(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Questions about the strides of a new tensor count as guards: they stand for those that do matter."""
+    monkeypatch.setattr(capture, "_LAYOUT_QUESTIONS", {"_extract_tensor_metadata"})
+
+
+def test_a_question_about_strides_is_no_guard() -> None:
+    gm = make_fx(lambda x: attend(x, steps_written(x)), tracing_mode="symbolic", pre_dispatch=True)(X)
+    before, sizes = snapshot(gm), sizes_snapshot(gm)
+    (site,) = analyze(gm).sites
+    assert str(site.classification.predicate) == "k <= q | k % 2 == 0"
+    assert snapshot(gm) == before
+    assert sizes_snapshot(gm) == sizes
+
+
+@pytest.mark.usefixtures("strict_about_strides")
 def test_a_mask_that_needs_a_guard_is_refused_every_time() -> None:
     """The ShapeEnv answers a question from its cache the second time, without logging a guard."""
     gm = make_fx(lambda x: attend(x, steps_written(x)), tracing_mode="symbolic", pre_dispatch=True)(X)
@@ -165,6 +181,7 @@ def test_a_mask_that_needs_a_guard_is_refused_every_time() -> None:
     assert sizes_snapshot(gm) == sizes
 
 
+@pytest.mark.usefixtures("strict_about_strides")
 def test_a_mask_that_cannot_be_captured_does_not_keep_others_from_it() -> None:
     def fn(x: torch.Tensor) -> torch.Tensor:
         return attend(x, causal(x)) + attend(x, steps_written(x)) + attend(x, ~causal(x))

@@ -253,7 +253,7 @@ def test_no_near_miss_is_proved(near: tuple[Any, bool], name: str) -> None:
     assert site.kinds != {"causal"}
     assert found.guard is None
     if name in OPAQUE:
-        assert site.verdict == "Unknown"
+        assert site.verdict in ("Unknown", "Refuted")
         return
     if name in BIASED:
         assert "bias" in site.kinds

@@ -187,6 +187,8 @@ def test_what_is_no_padding(sites: tuple[Any, bool], name: str) -> None:
         assert [str(c) for c in guard.conditions] == [f"({label(site)} == 1).all()"]
     elif name == "either":
         assert guard.template == Full()  # whatever is causal besides
+    elif name == "rolled":
+        assert guard.template == Causal()
     else:
         assert guard is None
     assert (site.verdict == "Proved") == ("opaque" not in kinds)

@@ -158,7 +158,9 @@ def test_literals_are_read_by_their_values(check_read: Check) -> None:
 
 def test_of_a_literal_without_a_pattern_nothing_is_known(check_opaque: Check) -> None:
     values = [(7 * i * i + 3 * i) % 41 for i in range(40)]
-    reading = check_opaque(lambda x: x[0, 0].long() + torch.tensor(values) > 0, X, reason="constant of shape 40 follows")
+    reading = check_opaque(
+        lambda x: x[0, 0].long() + torch.tensor(values) > 0, X, reason="constant of shape 40 follows"
+    )
     assert "tensor_constant0[c0]" in repr(reading.expr)
 
 
