@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import fx
 
-from ..patterns.analyze import Analysis, analyze
+from ..patterns.analyze import Analysis, SiteAnalysis, analyze
 from ..patterns.conditions import AnyCondition, Condition, ValueCondition
 from ..patterns.constants import same_bits
-from ..patterns.metadata import buffer_label
+from ..patterns.metadata import buffer_label, tensor_of
 from ..patterns.prover import Prover
 from .passes.base import PassContext, Site
 from .passes.guard_padding import guard_obstacle
@@ -60,7 +61,10 @@ def make_plan(
     general = build_variant(gm, analysis, target)
     values = _buffer_values(analysis, buffers or {})
     trusting = analyze(gm, prover=prover, constants=values.tensors, origins=values.origins) if values.tensors else None
-    relied = values.only(_gaining(gm, general, trusting, target, values)) if trusting is not None else values
+    gaining = _gaining(gm, general, trusting, target, values) if trusting is not None else frozenset()
+    relied = values.only(gaining)
+    if trusting is not None and relied.tensors and not _worth_checking(trusting, relied.tensors):
+        trusting, relied = _unchecked(trusting, relied.tensors), values.only(())
     if trusting is not None and relied.tensors:
         # check no more at every call than what is relied on
         fewer = len(relied.tensors) < len(values.tensors)
@@ -124,6 +128,46 @@ def _gaining(
         for name in after.analysis.by_value
         if name in values.tensors
     )
+
+
+_ELEMENTS_PER_SCORE = 4
+"""Elements of a buffer that are compared in less time than a causal kernel saves on one score, with some margin."""
+
+
+def _worth_checking(analysis: Analysis, relied: Mapping[str, torch.Tensor]) -> bool:
+    """False if comparing the buffers costs more than their masks: long buffers of which short inputs use a corner.
+
+    The sizes are those that the graph was traced with. Nothing but speed depends on the answer.
+    """
+    scores = 0
+    for site in analysis.sites:
+        query, key = tensor_of(site.call.query), tensor_of(site.call.key)
+        if query is None or key is None or not any(name in relied for name in site.by_value):
+            continue
+        sizes = [_traced_size(s) for s in (*query.shape[:-1], key.shape[-2])]
+        if any(s is None for s in sizes):
+            return True
+        scores += math.prod(s for s in sizes if s is not None)
+    return sum(t.numel() for t in relied.values()) <= _ELEMENTS_PER_SCORE * scores
+
+
+def _traced_size(size: int | torch.SymInt) -> int | None:
+    """The number that a size had in the trace; None if it had none. No guard arises."""
+    if isinstance(size, int):
+        return size
+    return int(size.node.hint) if size.node.has_hint() else None
+
+
+def _unchecked(analysis: Analysis, relied: Collection[str]) -> Analysis:
+    """The analysis with the reason why nothing is made of it at the sites that rest on these buffers."""
+    sites: list[SiteAnalysis] = []
+    for site in analysis.sites:
+        named = site.classification
+        if named is not None and any(name in relied for name in site.by_value):
+            reason = f"{named.reason}; checking that at every call would cost more than the mask does"
+            site = replace(site, classification=replace(named, reason=reason))
+        sites.append(site)
+    return replace(analysis, sites=tuple(sites))
 
 
 def _note_conditions(variant: Variant, conditions: tuple[ValueCondition, ...]) -> None:

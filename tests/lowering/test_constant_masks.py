@@ -660,6 +660,23 @@ def test_only_what_is_relied_on_is_checked() -> None:
     same(run, model, (8, 3))
 
 
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_a_long_buffer_is_not_compared_for_short_inputs(dynamic: bool) -> None:
+    model = Buffered(torch.ones(256, 256, dtype=torch.bool).tril())
+    run = compile_(model, dynamic)
+    same(run, model, (8,))
+    site = attnlower.last_report().sites[0]
+    assert (site.verdict, site.action, site.conditions) == ("proved", "keep", ())
+    assert "checking that at every call would cost more" in site.reason
+    model.layers[0].bias[4, 2] = False
+    same(run, model, (8,))
+    torch._dynamo.reset()
+    model.layers[0].bias[4, 2] = True
+    run = compile_(model, dynamic)
+    same(run, model, (100, 30))
+    assert attnlower.last_report().sites[0].action == ("guarded" if dynamic else "keep")
+
+
 @pytest.mark.parametrize("padding", ["guard", "keep"])
 def test_a_buffer_and_padding(padding: str) -> None:
     model = Padded(TRIL)
