@@ -50,6 +50,8 @@ EQUAL = {
         build.ite(at_most(Q, 3), at_most(D, 0), build.and_(at_least(Q, 4), at_most(D, 0))),
         at_most(D, 0),
     ),
+    "a row like the others": (build.ite(build.eq(Q, const(2)), at_most(K, 2), at_most(D, 0)), at_most(D, 0)),
+    "the first row like the others": (build.ite(at_least(Q, 1), at_most(D, 3), at_most(K, 3)), at_most(D, 3)),
     "zero or itself": (build.ite(at_most(K, 0), build.ZERO, K), K),
     "masks added as numbers": (
         build.eq(
@@ -65,6 +67,13 @@ EQUAL = {
         build.mod(build.add(Q, const(1)), S),
     ),
 }
+
+
+def test_a_row_unlike_the_others_stays() -> None:
+    for other in (at_most(K, 1), at_most(K, 3), at_least(K, 2)):
+        assert build.ite(build.eq(Q, const(2)), other, at_most(D, 0)) is not at_most(D, 0)
+    assert build.ite(at_most(Q, 1), at_most(K, 1), at_most(D, 0)) is not at_most(D, 0)
+    assert build.ite(at_least(Q, 1), at_most(K, 0), at_most(D, 0)) is not at_most(D, 0)
 
 
 @pytest.mark.parametrize("name", EQUAL)
