@@ -494,10 +494,12 @@ def ite(condition: Expr, then: Expr, otherwise: Expr) -> Expr:
     then, otherwise = _branch(then, condition), _branch(otherwise, not_(condition))
     if then is otherwise:
         return then
+    if _agree_where_pinned(condition, then, otherwise):
+        return otherwise
+    if _agree_where_pinned(not_(condition), otherwise, then):
+        return then
     if then.sort is Sort.BOOL:
         return _choice_of_truth(condition, then, otherwise)
-    if then.sort is Sort.INT and _agree_at_zero(condition, then, otherwise):
-        return otherwise
     return intern_expr(Op.ITE, then.sort, (condition, then, otherwise))
 
 
@@ -544,12 +546,17 @@ def _given(expr: Expr, known: tuple[Expr, ...]) -> Expr:
     return expr
 
 
-def _agree_at_zero(condition: Expr, then: Expr, otherwise: Expr) -> bool:
-    """True for `where(k <= 0, 0, k)` and its like: where the condition holds, k is 0 and both branches are equal."""
-    if condition.op not in (Op.LE0, Op.EQ0) or not _never_negative(condition.args[0]) or not then.is_const:
+def _agree_where_pinned(condition: Expr, then: Expr, otherwise: Expr) -> bool:
+    """True for `where(q == 2, k <= 2, k <= q)` and its like: where the condition holds, both branches are equal."""
+    if condition.op not in (Op.LE0, Op.EQ0):
         return False
-    constant, parts = linear_parts(otherwise)
-    return constant == then.value and set(parts) <= {condition.args[0]}
+    constant, parts = linear_parts(condition.args[0])
+    (atom, factor), *others = parts.items()
+    if others or atom.op is not Op.COORD or abs(factor) != 1:
+        return False
+    if condition.op is Op.LE0 and (constant, factor) != (0, 1):  # a coordinate is at most 0 where it is 0
+        return False
+    return substitute(otherwise, {atom: const_int(-constant * factor)}) is then
 
 
 _constant_trees: WeakKeyDictionary[Expr, bool] = WeakKeyDictionary()
