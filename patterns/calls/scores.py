@@ -136,7 +136,9 @@ def _take_product_with_addend(node: fx.Node, scores: Scores) -> str | None:
     beta, alpha = args.get("beta", 1), args.get("alpha", 1)
     if not set(args) <= {*names, "beta", "alpha"} or not all(isinstance(args.get(n), fx.Node) for n in names):
         return f"'baddbmm' (node '{node.name}') is called in a way that is not known"
-    if not isinstance(beta, (int, float)) or beta not in (0, 1):
+    if not isinstance(beta, (int, float)):  # under dynamic=True Dynamo takes a module's floats for inputs
+        return f"'baddbmm' (node '{node.name}') scales what it adds to the scores by a number that is not known"
+    if beta not in (0, 1):
         return f"'baddbmm' (node '{node.name}') scales what it adds to the scores"
     if beta == 1:
         if scores.scale != 1.0:

@@ -32,6 +32,13 @@ class Exempt:
 
 EXCEPTIONS = (
     Exempt(
+        ("bloom",),
+        ("dynamic",),
+        "scales what it adds to the scores",
+        "With dynamic=True Dynamo takes Bloom's `beta`, a float of the module, for an input: ALiBi times an unknown number; "
+        "noticed and left as it is",
+    ),
+    Exempt(
         ("bloom", "falcon", "t5"),
         ("eager",),
         "what is added to the scores stays",
