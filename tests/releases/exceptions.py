@@ -35,8 +35,8 @@ EXCEPTIONS = (
         ("bloom",),
         ("dynamic",),
         "scales what it adds to the scores",
-        "With dynamic=True Dynamo takes Bloom's `beta`, a float of the module, for an input: ALiBi times an unknown number; "
-        "noticed and left as it is",
+        "With dynamic=True Dynamo takes Bloom's `beta`, a float of the module, for an input: ALiBi times an unknown "
+        "number; noticed and left as it is",
     ),
     Exempt(
         ("bloom", "falcon", "t5"),
