@@ -15,11 +15,12 @@ from torch import fx
 
 from ..errors import CaptureError, ReadRuleError
 from . import build
+from .biases import unbounded_cells
 from .calls import AttentionCall, MaskTerm, NearMiss, TermMode, find_attention
 from .capture import CapturedMasks, capture_masks
 from .casts import convert
 from .classify import Classification, classify
-from .constants import Constants, unbounded_cells
+from .constants import Constants
 from .expr import Expr, Sort, cells
 from .facts import Facts
 from .floats import arithmetic, rounded

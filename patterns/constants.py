@@ -12,14 +12,14 @@ is not taken, where any value will do.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TypeGuard
 
 import torch
 
 from . import build
-from .expr import Expr, Op
+from .expr import Expr
 from .floats import EXACT_LIMIT, rounded, to_float
 from .predicate import is_blocked
 from .regions import MAX_PIECES, fit_region, interval_of, piecewise
@@ -387,43 +387,3 @@ def _bound(tensor: torch.Tensor) -> float:
     bound = max(abs(low), abs(high))
     hides = tensor.dtype.is_floating_point and is_blocked(low, tensor.dtype)
     return math.inf if math.isnan(low) or bound >= MAX_BIAS or hides else bound
-
-
-_KEEPS_FINITE = frozenset({"add", "sub", "mul", "neg", "abs", "minimum", "maximum"})
-_HALF_MAX = torch.finfo(torch.float16).max
-
-
-def unbounded_cells(bias: Expr, bounds: Mapping[str, float]) -> list[Expr]:
-    """The elements in a bias that may stand for "blocked" for all one knows.
-
-    An element of a tensor with a finite bound does not, as it is or after arithmetic that keeps numbers finite (biases
-    are taken to be far from overflow); nor does it where it only selects which element of another tensor is added.
-
-    Args:
-        bias: what is added to the scores.
-        bounds: bounds on the absolute values of constants, by node name.
-    """
-    suspect: dict[Expr, None] = {}
-    seen: set[tuple[Expr, bool]] = set()
-    pending = [(bias, True)]
-    while pending:
-        expr, harmless = pending.pop()
-        if (expr, harmless) in seen:
-            continue
-        seen.add((expr, harmless))
-        if expr.op is Op.CELL:
-            if not harmless or math.isinf(bounds.get(expr.payload.node, math.inf)):
-                suspect[expr] = None
-            pending.extend((a, True) for a in expr.args)
-        elif expr.op is Op.APPLY:
-            name, _, dtype = str(expr.payload).partition(":")
-            fits = dtype != "float16" or all(_largest(a, bounds) <= _HALF_MAX for a in expr.args)
-            keeps = name in _KEEPS_FINITE or (name in ("cast", "to") and fits)
-            pending.extend((a, harmless and keeps) for a in expr.args)
-        else:
-            pending.extend((a, harmless) for a in expr.args)
-    return sorted(suspect, key=lambda e: e.serial)
-
-
-def _largest(expr: Expr, bounds: Mapping[str, float]) -> float:
-    return bounds.get(expr.payload.node, math.inf) if expr.op is Op.CELL else math.inf

@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from attnlower.patterns import Expr, Facts, Prover, build, evaluate
-from attnlower.patterns.constants import Constants, look_at, same_bits, unbounded_cells
+from attnlower.patterns.biases import unbounded_cells
+from attnlower.patterns.constants import Constants, look_at, same_bits
 from attnlower.patterns.expr import CellRef
 from attnlower.patterns.floats import arithmetic, cast_float, to_float
 from attnlower.patterns.regions import MAX_EXCEPTIONS, piecewise
