@@ -92,7 +92,7 @@ def shortfall(member: Member, judged: Judged) -> str:
     found, facts = judged.found, judged.reading.facts
     opaque = judged.reading.opaque
     if opaque:
-        return "not read: " + "; ".join(judged.reading.unread.get(n, n).replace(n, "it") for n in sorted(opaque))
+        return "not read: " + "; ".join(judged.reading.unread.get(n, n).replace(f"'{n}'", "it") for n in sorted(opaque))
     if not isinstance(found.verdict, Proved):
         return f"not proved ({type(found.verdict).__name__.lower()})"
     if found.template is None or found.template.kind != member.family.kind:

@@ -1,10 +1,11 @@
-"""The whole way: export attention with random masks, lower it for the `eager` target, compare the outputs."""
+"""The whole way: attention with random masks, exported and lowered or compiled, against eager, by its outputs."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from random import Random
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -79,6 +80,61 @@ def _check(rng: Random, programs: Sequence[Program], tally: Tally) -> None:
             tally.counts[f"action {action}"] += kind == "ones"
             if not torch.allclose(left, right, atol=1e-5, rtol=1e-5, equal_nan=True):
                 tally.fail("lowered", single, inputs, f"action {action}: the output is not eager's")
+
+
+def fuzz_compiled(rng: Random, tally: Tally, count: int = 4) -> None:
+    """Compile some programs with the backend, whose guards choose a variant per call, and compare with eager."""
+    if rng.random() < 0.6:
+        programs = [m.program for m in random_members(rng, count, dynamic=rng.random() < 0.4)]
+    else:
+        programs = random_batch(rng, count)
+    first = programs[0]
+    function = _attend_function(programs)
+    torch._dynamo.reset()
+    compiled = torch.compile(function, backend="attnlower", options={"target": "eager"}, dynamic=first.dynamic)
+    sizes = [first.sizes] * 3
+    if first.dynamic:
+        sizes.append({**first.sizes, "B": first.sizes["B"] + 1, "H": first.sizes["H"] + 1})
+    for number, chosen in enumerate(sizes):
+        inputs = make_inputs(rng, chosen, "ones" if number % 2 else "random")
+        values = [inputs[i.name] for i in INPUTS]
+        try:
+            expected = function(*values)
+        except (RuntimeError, IndexError):
+            continue
+        try:
+            with warnings.catch_warnings(record=True) as said:
+                warnings.simplefilter("always")
+                found = compiled(*values)
+        except Exception as error:
+            tally.counts[f"not compiled: {type(error).__name__}"] += 1
+            break
+        report = attnlower.last_report()
+        if number == 0 and report is not None:
+            tally.counts.update(f"compiled action {site.action}" for site in report.sites)
+        for warning in said:
+            if "attnlower" in str(warning.message):
+                tally.fail("crash", first, inputs, f"one of {count} compiled together: {warning.message}")
+        for single, left, right in zip(programs, found, expected, strict=True):
+            tally.counts["programs"] += number == 0
+            tally.counts["compiled outputs compared"] += 1
+            if not torch.allclose(left, right, atol=1e-5, rtol=1e-5, equal_nan=True):
+                tally.fail("lowered", single, inputs, "the compiled output is not eager's")
+    torch._dynamo.reset()
+
+
+def _attend_function(programs: Sequence[Program]) -> Callable[..., tuple[torch.Tensor, ...]]:
+    """Attention under each mask as a plain function of all inputs, which Dynamo can trace."""
+    names: dict[str, Any] = {"torch": torch, "F": F, "inf": float("inf"), "nan": float("nan")}
+    calls = []
+    for number, program in enumerate(programs):
+        exec(program.source(f"mask{number}"), names)
+        mask = f"mask{number}({', '.join(i.name for i in program.used)})"
+        calls.append(f"F.scaled_dot_product_attention(x, y, y, attn_mask={mask})")
+    arguments = ", ".join(i.name for i in INPUTS)
+    exec(f"def attend({arguments}):\n    return ({', '.join(calls)},)\n", names)
+    function: Callable[..., tuple[torch.Tensor, ...]] = names["attend"]
+    return function
 
 
 def _dynamic(program: Program) -> object:

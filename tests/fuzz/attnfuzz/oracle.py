@@ -144,7 +144,7 @@ def check_reading(trace: Trace, position: int, rng: Random, tally: Tally) -> Non
     tally.counts["programs read"] += 1
     tally.counts["programs read fully"] += not any(r.opaque for r in readings)
     for reading in readings:
-        tally.unread.update(reading.unread[n].replace(n, "it") for n in reading.opaque if n in reading.unread)
+        tally.unread.update(reading.unread[n].replace(f"'{n}'", "it") for n in reading.opaque if n in reading.unread)
     for trial in trials(trace, position, rng):
         tally.counts["trials"] += 1
         for reading, actual, name in zip(readings, trial.results, program.results, strict=True):

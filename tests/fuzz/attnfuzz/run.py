@@ -13,7 +13,7 @@ from dataclasses import replace
 from random import Random
 
 from .completeness import fuzz_completeness
-from .lowered import fuzz_lowered
+from .lowered import fuzz_compiled, fuzz_lowered
 from .mutations import fuzz_mutations
 from .oracle import Failure, Tally
 from .shrinking import shrunk
@@ -23,7 +23,8 @@ JOBS: dict[str, tuple[Callable[[Random, Tally], None], float]] = {
     "soundness": (fuzz_soundness, 0.62),
     "completeness": (fuzz_completeness, 0.22),
     "mutations": (fuzz_mutations, 0.14),
-    "lowered": (fuzz_lowered, 0.02),
+    "lowered": (fuzz_lowered, 0.015),
+    "compiled": (fuzz_compiled, 0.005),
 }
 """What is run, and its share of the jobs."""
 
