@@ -19,7 +19,7 @@ import torch
 from torch import fx
 
 from .. import build
-from ..aliasing import op_name, written_tensors
+from ..aliasing import op_name, private_writes, written_tensors
 from ..metadata import tensor_of, value_of
 from ..sizes import shape_of
 from .folding import Lead, keeps_elements, split_user, unfolded
@@ -204,7 +204,9 @@ def _written_amid(result: fx.Node, scores: Scores, passed: list[fx.Node]) -> fx.
     current = result.prev
     while open_nodes and current.op != "root":
         open_nodes.discard(current)
-        if open_nodes and current not in scores.steps and written_tensors(current):
+        writes = open_nodes and current not in scores.steps and written_tensors(current)
+        # `buckets += ...` on a tensor of its own, as in T5's bias, changes nothing that anybody else reads
+        if writes and current not in private_writes(result.graph):
             return current
         current = current.prev
     return None

@@ -442,6 +442,22 @@ def test_the_decomposed_kernel_for_other_widths_is_mentioned() -> None:
     assert "between the softmax and the values" in miss.reason
 
 
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_write_into_a_tensor_of_its_own(shared: bool) -> None:
+    """T5 adds up its buckets in place between the product and the softmax."""
+
+    def fn(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+        scores = q @ k.mT
+        buckets = torch.arange(LENGTH)[None, :] * 2
+        other = buckets.view(-1) if shared else None
+        buckets += torch.arange(LENGTH)[:, None].sum(0)
+        bias = table[buckets if other is None else other.expand(1, LENGTH)]
+        return (scores + bias).softmax(-1) @ v
+
+    calls, misses = found(fn, Q, K, V, torch.randn(40), how="dynamo")
+    assert (len(calls), len(misses)) == ((0, 1) if shared else (1, 0))
+
+
 # --- what is rewritten ----------------------------------------------------------------------------------------
 
 

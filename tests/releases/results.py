@@ -105,7 +105,8 @@ ABOUT = f"""Written by `make zoo-releases`. Every cell: {LEGEND}.
 Captures: with sdpa attention torch.compile (static sizes, dynamic sizes) and torch.export (dynamic sizes), each without
 a mask and with one (ones, left padding, right padding); with attention written out the two dynamic ones with a mask. In
 all of them outputs equal eager's to 1e-5; under torch.compile every formula was evaluated and compared with the mask
-that reached attention, element by element."""
+that reached attention, element by element. The number before the colon says how many of these captures ran (`--only`
+picks some)."""
 
 
 def markdown(results: Sequence[Result]) -> str:

@@ -61,6 +61,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--environments", type=Path, default=ROOT / ".venv" / "releases", help="folder, kept")
     parser.add_argument("--only", default="", metavar="TEXT", help="captures with this in their label: 'dynamic, mask'")
     parser.add_argument("--resume", action="store_true", help="take the results that an earlier run has left")
+    parser.add_argument("--report", action="store_true", help="run nothing: only what an earlier run has left")
     parser.add_argument("--write", action="store_true", help="write RESULTS.md")
     return parser.parse_args()
 
@@ -78,14 +79,17 @@ def main() -> int:
     def work(pair: tuple[str, str]) -> Result:
         release, model = pair
         written = file_of(folder, release, model)
-        if chosen.resume and written.exists():
+        if (chosen.resume or chosen.report) and written.exists():
             return Result(release, model, json.loads(written.read_text()))
         result = run_worker(pythons[release], written, release, model, chosen)
         print(f"{release:8} {model:12} {result.word} {result.seconds:6.1f} s", flush=True)
         return result
 
+    pairs = [(r, m) for m in chosen.models for r in chosen.releases]
+    if chosen.report:
+        pairs = [(r, m) for r, m in pairs if file_of(folder, r, m).exists()]
     with ThreadPoolExecutor(chosen.jobs) as pool:
-        results = list(pool.map(work, [(r, m) for m in chosen.models for r in chosen.releases]))
+        results = list(pool.map(work, pairs))
     print(table(results))
     wrong = failures(results)
     for line in wrong:
