@@ -9,7 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from .architectures import FAMILIES
+from .architectures import FAMILIES, architectures
 from .known import known
 from .scenarios import SCENARIOS, TOLERANCE
 
@@ -47,6 +47,12 @@ def sites(result: Result) -> Iterator[tuple[str, dict[str, Any]]]:
             yield name, site
 
 
+def complete(result: Result) -> bool:
+    """True if no scenario is left out, save those with padding where a model takes no mask."""
+    wanted = [name for name in SCENARIOS if result.get("masked", True) or "padding" not in name]
+    return all(name in result["scenarios"] for name in wanted)
+
+
 def failures(results: Iterable[Result]) -> list[str]:
     """Every inequality, wrong verdict, unlisted unknown site and internal error."""
     found: dict[str, None] = {}
@@ -74,6 +80,9 @@ def failures(results: Iterable[Result]) -> list[str]:
 def totals(results: list[Result]) -> list[str]:
     """What the sweep comes to."""
     status = Counter(r["status"] for r in results)
+    mapped = len(architectures())
+    images = sum(r["reason"] == "takes images" for r in results)
+    others = status["skipped"] - images
     ran = [r for r in results if r["status"] == "run"]
     attending = [r for r in ran if any(True for _ in sites(r))]
     every = [s for r in ran for _, s in sites(r)]
@@ -85,9 +94,11 @@ def totals(results: list[Result]) -> list[str]:
     wrong, unknown = sum(bool(s["wrong"]) for s in every), sum(s["verdict"] == "unknown" for s in every)
     unlisted = sum(s["verdict"] == "unknown" and known(s["reason"]) is None for s in every)
     lines = [
-        f"architectures: {len(results)} mapped, {status['run']} run ({len(attending)} with attention calls, "
-        f"{len(ran) - len(attending)} without), {status['skipped']} skipped, {status['timeout']} not done in time, "
-        f"{status['failed']} failed",
+        f"architectures: {mapped} mapped, {status['run']} run ({len(attending)} with attention calls that were found, "
+        f"{len(ran) - len(attending)} without), {images} skipped for taking images, {others} skipped "
+        f"for other reasons, {status['timeout']} not done in time, {status['failed']} failed"
+        + (f", {mapped - len(results)} not tried" if mapped > len(results) else ""),
+        f"of those run, {sum(complete(r) for r in ran)} in all scenarios",
         f"scenarios: {compared} run, {runs['equal']} equal to eager within {TOLERANCE:.0e} of the output's scale, "
         f"{runs['capture differs']} where the capture alone already differs, {runs['unequal']} unequal, "
         f"{runs['error']} with an internal error; {runs['unsupported']} that torch cannot capture",
@@ -99,7 +110,7 @@ def totals(results: list[Result]) -> list[str]:
     ]
     if times:
         lines.append(
-            f"reading and proving one graph: median {times[len(times) // 2]:.0f} ms, 95 % below "
+            f"processor time for reading and proving one scenario: median {times[len(times) // 2]:.0f} ms, 95 % below "
             f"{times[int(len(times) * 0.95)]:.0f} ms, longest {times[-1]:.0f} ms; "
             f"{over} of {len(times)} above {LIMIT_MS} ms"
         )

@@ -10,7 +10,7 @@ import torch
 from torch import fx
 
 from attnlower.lowering.report import AttentionSite, Report
-from attnlower.patterns import Analysis, SiteAnalysis, build, mask_tensor
+from attnlower.patterns import Analysis, Predicate, SiteAnalysis, build, mask_tensor
 from attnlower.patterns.calls import MaskTerm, TermMode
 from attnlower.patterns.evaluate import EvaluationError, evaluate
 from attnlower.patterns.expr import Expr, cells
@@ -167,44 +167,35 @@ class GraphTruth:
         site.record(padding, real)
         try:
             described = mask_tensor(replace(predicate, allowed=by_node(predicate.allowed)), sizes, tensors)
+            bias = self._bias(predicate, shape, sizes, tensors)
         except EvaluationError as error:
             site.unchecked = str(error)
             return real
+        if bias is not None:
+            # what a model passes in as a bias may hold blocked values too; as a bias it is kept, whatever it holds
+            described = described & ~(bias <= BLOCKED)
         if not torch.equal(real, described):
             differ = (real != described).nonzero()[0].tolist()
             site.wrong.append(f"the formula {predicate} differs from the mask ({padding}) at {differ}")
-        elif predicate.bias is not None and len(site.analysis.call.terms) == 1:
-            self._judge_bias(site, padding, sizes, tensors, seen[site.analysis.call.terms[0].node], real)
+        elif bias is not None and len(site.analysis.call.terms) == 1:
+            added = real_term(site.analysis.call.terms[0], shape, seen).double()
+            if not torch.allclose(added[real], bias[real].double(), rtol=1e-4, atol=1e-5, equal_nan=True):
+                worst = float((added[real] - bias[real]).abs().max())
+                site.wrong.append(f"the bias {predicate} differs from the tensor ({padding}) by {worst:.1e}")
         return real
 
-    def _judge_bias(
-        self,
-        site: SiteTruth,
-        padding: str,
-        sizes: Mapping[str, int],
-        tensors: Mapping[str, Any],
-        added: torch.Tensor,
-        allowed: torch.Tensor,
-    ) -> None:
-        """Hold the formula of what is added to the scores against the tensor, where keys are allowed."""
-        named = site.analysis.classification
-        if named is None or named.predicate.bias is None or not added.is_floating_point():
-            return
-        if site.analysis.call.terms[0].flat:
-            added = added.reshape(*allowed.shape[:-2], *added.shape[-2:])
+    @staticmethod
+    def _bias(
+        predicate: Predicate, shape: tuple[int, ...], sizes: Mapping[str, int], tensors: Mapping[str, Any]
+    ) -> torch.Tensor | None:
+        """What a predicate says is added to the scores."""
+        if predicate.bias is None:
+            return None
         grids = {
-            name: torch.arange(extent).view(*(extent if i == axis else 1 for i in range(allowed.dim())))
-            for axis, (name, extent) in enumerate(zip(named.predicate.facts.extents, allowed.shape, strict=True))
+            name: torch.arange(extent).view(*(extent if i == axis else 1 for i in range(len(shape))))
+            for axis, (name, extent) in enumerate(zip(predicate.facts.extents, shape, strict=True))
         }
-        try:
-            bias = evaluate(by_node(named.predicate.bias), {**sizes, **grids}, tensors)
-        except EvaluationError as error:
-            site.unchecked = f"bias: {error}"
-            return
-        real, said = added.expand(allowed.shape)[allowed].double(), bias.expand(allowed.shape)[allowed].double()
-        if not torch.allclose(real, said, rtol=1e-4, atol=1e-5, equal_nan=True):
-            worst = float((real - said).abs().max())
-            site.wrong.append(f"the bias {named.predicate} differs from the tensor ({padding}) by {worst:.1e}")
+        return evaluate(by_node(predicate.bias), {**sizes, **grids}, tensors).expand(shape)
 
 
 def by_node(expr: Expr) -> Expr:
@@ -222,11 +213,16 @@ def real_mask(site: SiteAnalysis, shape: tuple[int, ...], seen: Mapping[fx.Node,
     if site.call.is_causal:
         allowed = allowed.tril()
     for term in site.call.terms:
-        passes = _passes(term, seen[term.node])
-        if term.flat:
-            passes = passes.reshape(*shape[:-2], *passes.shape[-2:])
-        allowed = allowed & passes.expand(shape)
+        allowed = allowed & _passes(term, real_term(term, shape, seen))
     return allowed
+
+
+def real_term(term: MaskTerm, shape: tuple[int, ...], seen: Mapping[fx.Node, Any]) -> torch.Tensor:
+    """A mask tensor expanded to the scores' shape."""
+    value: torch.Tensor = seen[term.node]
+    if term.flat:
+        value = value.reshape(*shape[:-2], *value.shape[-2:])
+    return value.expand(shape)
 
 
 def _passes(term: MaskTerm, value: torch.Tensor) -> torch.Tensor:
