@@ -53,6 +53,15 @@ _HELD_AS = {Sort.INT: torch.int64, Sort.BOOL: torch.bool, Sort.FLOAT: torch.floa
 """Integers of formulas do not wrap around, and float64 holds the floats of every narrower dtype exactly."""
 
 
+_TESTS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "isinf": torch.isinf,
+    "isneginf": torch.isneginf,
+    "isposinf": torch.isposinf,
+    "isnan": torch.isnan,
+    "isfinite": torch.isfinite,
+}
+
+
 class _Evaluator:
     def __init__(self, values: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> None:
         self._values, self._tensors = values, tensors
@@ -131,6 +140,8 @@ class _Evaluator:
         comparisons = {"flt": torch.lt, "fle": torch.le, "feq": torch.eq}
         if name in comparisons:
             return comparisons[name](*args)
+        if name in _TESTS:
+            return _TESTS[name](args[0])
         if name == "trunc_int":
             return args[0].to(torch.int64)
         if name in ("to", "cast", "wrap"):

@@ -35,7 +35,7 @@ def random_program(rng: Random, *, square: bool, dynamic: bool, sizes: dict[str,
         sizes: numbers for B, H, Q and K.
         steps: how many steps; random if 0.
     """
-    state = State.start(rng, sizes, make_inputs(rng, sizes))
+    state = State.start(rng, sizes, make_inputs(rng, sizes), dynamic=dynamic)
     if rng.random() < 0.7:
         _begin(state)
     wanted = len(state.lines) + (steps or rng.randrange(3, 14))

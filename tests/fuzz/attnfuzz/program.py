@@ -75,7 +75,8 @@ def _values(rng: Random, spec: Input, shape: tuple[int, ...], kind: str) -> torc
         values = [1] * count if kind == "ones" else [int(rng.random() < 0.6) for _ in range(count)]
         if kind == "large" and spec.dtype is not torch.bool:
             most = {torch.uint8: 255, torch.int32: 2**15}.get(spec.dtype, 2**24 + 1)
-            values = [rng.choice((0, 1, 2, 3, most)) for _ in range(count)]
+            odd = float("nan") if spec.dtype.is_floating_point else most
+            values = [rng.choice((0, 1, 2, 3, most, odd)) for _ in range(count)]  # type: ignore[misc]
     elif spec.meaning == "positions":
         start = rng.randrange(3)
         values = [start + i % max(shape[-1], 1) for i in range(count)]
@@ -142,7 +143,7 @@ class Program:
     def repro(self, inputs: Mapping[str, torch.Tensor] | None = None) -> str:
         """Python to paste: the function, and a call of it if inputs are given."""
         text = f"# {'dynamic' if self.dynamic else 'static'} sizes, {dict(self.sizes)}\nimport torch\n"
-        text += "import torch.nn.functional as F\n\n" + self.source()
+        text += "import torch.nn.functional as F\nfrom math import inf, nan\n\n" + self.source()
         if inputs is not None:
             text += "\n" + "".join(f"{i.name} = {_literal(i, inputs[i.name])}\n" for i in self.used)
             text += f"print(mask({', '.join(i.name for i in self.used)}))\n"

@@ -124,7 +124,8 @@ class Trace:
             n.name: CellRef(spec.name, n.name, spec.dtype, is_input=True)
             for n, spec in zip(self.graph.graph.find_nodes(op="placeholder"), INPUTS, strict=True)
         }
-        reader = Reader(facts, DEFAULT_RULES, labels, {}, decider=self.prover.holds)
+        literals = {n.name: getattr(self.graph, n.target) for n in self.graph.graph.find_nodes(op="get_attr")}
+        reader = Reader(facts, DEFAULT_RULES, labels, literals, decider=self.prover.holds)
         coords = tuple(build.coord(c) for c in extents)
         expr = reader.broadcast(node, coords) if broadcast else reader.read(node, coords)
         return Reading(self, node, expr, facts, reader.unread)

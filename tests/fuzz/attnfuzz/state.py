@@ -24,6 +24,7 @@ class State:
         names: every variable with its value.
         lines: the program so far.
         values: names of the tensors made so far, inputs that were looked at included.
+        dynamic: True if the sizes will be symbols.
     """
 
     rng: Random
@@ -31,14 +32,15 @@ class State:
     names: dict[str, Any]
     lines: list[str] = field(default_factory=list)
     values: list[str] = field(default_factory=list)
+    dynamic: bool = False
     _count: int = 0
 
     @classmethod
-    def start(cls, rng: Random, sizes: Sizes, inputs: dict[str, torch.Tensor]) -> State:
+    def start(cls, rng: Random, sizes: Sizes, inputs: dict[str, torch.Tensor], *, dynamic: bool) -> State:
         """A state without lines."""
         names = {**_NAMES, **{n: t.clone() for n, t in inputs.items()}}
         exec(_HEADER, names)
-        return cls(rng, sizes, names)
+        return cls(rng, sizes, names, dynamic=dynamic)
 
     def tensor(self, name: str) -> torch.Tensor:
         """The value of a variable."""
