@@ -95,7 +95,7 @@ def _placements(expr: Expr) -> Iterator[Placement]:
     atoms = [e for e in walk(expr) if e.op in (Op.CELL, Op.SUM) and e.sort is Sort.INT]
     atoms.sort(key=lambda e: e.serial)
     for atom in atoms:
-        if "q" in coords(atom) and "k" not in coords(atom):
+        if "q" in coords(atom) and coords(atom) <= {"b", "q"}:
             # the element's own position in the row is no position of the query: only whole atoms are replaced
             other = at_key(atom)
             if other in atoms:
@@ -110,8 +110,8 @@ def _offsets(linear: Expr) -> Iterator[Placement]:
     """`q + offset` and `k + offset` with an offset that is data or follows from sizes."""
     _, terms = build.linear_parts(linear)
     data = {a: c for a, c in terms.items() if not coords(a) & {"q", "k"}}
-    if not data:
-        return
+    if not data or coords(*data) - {"b"}:
+        return  # a window that differs from head to head is none
     factors = terms.get(Q, 0), terms.get(K, 0)
     for sign in (1, -1):
         offset = build.linear(0, {a: c * sign for a, c in data.items()})
