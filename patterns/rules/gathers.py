@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import fx
 
 from .. import build
 from ..casts import convert
-from ..expr import Expr
-from ..reader import Coords, Reader, RuleTable, Unreadable, at, bind, wrap_dim
+from ..expr import Expr, fresh_bound
+from ..reader import Coords, Reader, RuleTable, Unreadable, as_dtype, at, bind, wrap_dim
 
 aten = torch.ops.aten
 RULES = RuleTable()
@@ -73,7 +75,7 @@ def read_embedding(reader: Reader, node: fx.Node, coords: Coords) -> Expr:
 
 @RULES.register(aten.index_put)
 def read_index_put(reader: Reader, node: fx.Node, coords: Coords) -> Expr:
-    """`self` with `self[i, j, ...] = values`, for indices that are constants or the axis itself."""
+    """`self` with `self[i, j, ...] = value`, for one place, or for one place per position of an axis."""
     args = bind(node)
     source, indices = args["self"], list(args["indices"])
     if args.get("accumulate"):
@@ -82,17 +84,84 @@ def read_index_put(reader: Reader, node: fx.Node, coords: Coords) -> Expr:
     indexed = [d for d, i in enumerate(indices) if i is not None]
     if indexed and any(reader.dtype(indices[d]) in (torch.bool, torch.uint8) for d in indexed):
         return _masked_write(reader, node, coords)
-    if any(reader.shape(indices[d]) not in ((), (build.ONE,)) for d in indexed):
-        raise Unreadable("writes at several indices")
-    written = build.TRUE
-    for dim in indexed:
-        index = reader.broadcast(indices[dim], (build.ZERO,))
-        written = build.and_(written, build.eq(coords[dim], _wrapped(reader, index, shape[dim])))
+    write, written = build.ZERO, build.TRUE
+    if any(len(reader.shape(indices[d])) > 1 for d in indexed):
+        raise Unreadable("writes at indices of several dimensions")
+    written = _written(reader, {d: indices[d] for d in indexed}, coords, shape)
     value = args["values"]
     if reader.shape(value) not in ((), (build.ONE,)):
         raise Unreadable("writes of more than one value")
     stored = convert(reader.broadcast(value, (build.ZERO,)), reader.dtype(value), reader.dtype(node))
     return build.ite(written, stored, reader.read(source, coords))
+
+
+def _counted_axis(reader: Reader, indices: list[Any]) -> int:
+    """The axis whose index counts 0, 1, 2, ...: of several writes, only the one numbered alike can reach a place."""
+    given = [i for i in indices if i is not None]
+    if any(len(reader.shape(i)) > 1 for i in given):
+        raise Unreadable("writes at several indices")
+    for axis, index in enumerate(indices):
+        if index is not None and reader.shape(index) not in ((), (build.ONE,)):
+            position = build.coord(fresh_bound())
+            if reader.read(index, (position,)) is position:
+                return axis
+    raise Unreadable("writes at several indices")
+
+
+def _written(reader: Reader, indices: Mapping[int, fx.Node], coords: Coords, shape: Sequence[Expr]) -> Expr:
+    """True where an entry of the index vectors, which broadcast against each other, is the place itself."""
+    lengths = [s for i in indices.values() for s in reader.shape(i) if s is not build.ONE]
+
+    def named(inner: Reader, entry: Expr) -> Expr:
+        places = ((d, _wrapped(inner, inner.broadcast(i, (entry,)), shape[d])) for d, i in indices.items())
+        return build.and_(*(build.eq(coords[d], place) for d, place in places))
+
+    if not lengths:
+        return named(reader, build.ZERO)
+    return exists(reader, named, coords, lengths[0])
+
+
+def exists(reader: Reader, condition: Callable[[Reader, Expr], Expr], coords: Coords, extent: Expr) -> Expr:
+    """True if a condition holds for some position of an axis: the number of such positions is not zero."""
+    name = fresh_bound(*coords, extent)
+    bound = build.coord(name)
+    inner = reader.within(name, extent)
+    held = condition(inner, bound)
+    for term in build.conjuncts(held):
+        place = _solved(term, bound)
+        if place is not None:  # `j == b` leaves one position to ask about
+            inside = build.and_(build.le(build.ZERO, place), build.lt(place, extent))
+            return build.and_(inside, build.substitute(held, {bound: place}))
+    count = build.sum_over(name, build.ite(held, build.ONE, build.ZERO), build.sub(extent, build.ONE))
+    return build.lt(build.ZERO, count)
+
+
+def _solved(term: Expr, bound: Expr) -> Expr | None:
+    """The value of a bound coordinate that an equation leaves, if it is a coordinate or a constant."""
+    if term.op is not Op.EQ0:
+        return None
+    constant, parts = build.linear_parts(term.args[0])
+    factor = parts.pop(bound, 0)
+    if abs(factor) != 1 or any(a.op is not Op.COORD for a in parts):
+        return None
+    return build.scaled(build.linear(constant, parts), -factor)
+
+
+@RULES.register(aten.scatter.value)
+def read_scatter(reader: Reader, node: fx.Node, coords: Coords) -> Expr:
+    """`self` with `self[..., index[..., i], ...] = value` along one axis."""
+    args = bind(node)
+    dim = wrap_dim(args["dim"], len(coords))
+    extents = reader.shape(args["index"])
+    # the index may be smaller than the tensor along the other axes
+    others = (build.lt(c, n) for d, (c, n) in enumerate(zip(coords, extents, strict=True)) if d != dim)
+
+    def named(inner: Reader, entry: Expr) -> Expr:
+        return build.eq(coords[dim], inner.read(args["index"], at(coords, dim, entry)))
+
+    written = build.and_(exists(reader, named, coords, extents[dim]), *others)
+    stored = as_dtype(reader.read(args["value"], ()), reader.dtype(node))
+    return build.ite(written, stored, reader.read(args["self"], coords))
 
 
 def _masked_write(reader: Reader, node: fx.Node, coords: Coords) -> Expr:

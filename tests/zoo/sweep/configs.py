@@ -96,6 +96,8 @@ def shrunk(fields: Mapping[str, Any]) -> dict[str, Any]:
     changed.update(_layers(fields))
     if fields.get("use_sliding_window") is False:
         changed |= {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 1}
+        if _is_list(fields.get("layer_types")):
+            changed["layer_types"] = ["full_attention", "sliding_attention"]
     if fields.get("is_decoder") is False and "is_encoder_decoder" in fields:
         changed.setdefault("is_decoder", False)
     return changed

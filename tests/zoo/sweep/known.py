@@ -12,22 +12,34 @@ class KnownUnknown:
 
     Attributes:
         reason: pattern of the report's reason.
+        op: the op that is missing.
         why: what it is about the mask.
+        classes: pattern of the model classes.
     """
 
     reason: str
+    op: str
     why: str
+    classes: str = ".*"
 
 
 KNOWN_UNKNOWN: tuple[KnownUnknown, ...] = (
     KnownUnknown(
         r"aten\.scatter",
+        "aten.scatter of aten.topk",
         "the keys of each query are chosen at run time (top-k of an indexer's scores) and written into the mask by "
         "their index: no formula over positions exists",
+    ),
+    KnownUnknown(
+        r"the value of 'mask_\d+' could not be read",
+        "aten.conv1d",
+        "the padding mask itself goes through two convolutions with kernels of ones, and reading stops at convolutions",
+        classes="MoonshineStreaming.*",
     ),
 )
 
 
-def known(reason: str) -> KnownUnknown | None:
-    """The entry that a report's reason falls under."""
-    return next((k for k in KNOWN_UNKNOWN if re.search(k.reason, reason)), None)
+def known(class_name: str, reason: str) -> KnownUnknown | None:
+    """The entry that a model class and a report's reason fall under."""
+    fitting = (k for k in KNOWN_UNKNOWN if re.fullmatch(k.classes, class_name) and re.search(k.reason, reason))
+    return next(fitting, None)

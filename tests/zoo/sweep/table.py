@@ -70,7 +70,7 @@ def failures(results: Iterable[Result]) -> list[str]:
             place = f"{name}, {scenario}, {site['module']}"
             for text in site["wrong"]:
                 found[f"{place}: wrong: {text}"] = None
-            if site["verdict"] == "unknown" and known(site["reason"]) is None:
+            if site["verdict"] == "unknown" and known(name, site["reason"]) is None:
                 found[f"{place}: unknown: {site['reason']}"] = None
             if site["timeout"]:
                 found[f"{place}: the solver ran into its time-out"] = None
@@ -92,7 +92,9 @@ def totals(results: list[Result]) -> list[str]:
     over = sum(t > LIMIT_MS for t in times)
     actions = Counter(s["action"] for s in every)
     wrong, unknown = sum(bool(s["wrong"]) for s in every), sum(s["verdict"] == "unknown" for s in every)
-    unlisted = sum(s["verdict"] == "unknown" and known(s["reason"]) is None for s in every)
+    unlisted = sum(
+        site["verdict"] == "unknown" and known(r["class"], site["reason"]) is None for r in ran for _, site in sites(r)
+    )
     lines = [
         f"architectures: {mapped} mapped, {status['run']} run ({len(attending)} with attention calls that were found, "
         f"{len(ran) - len(attending)} without), {images} skipped for taking images, {others} skipped "
@@ -232,9 +234,9 @@ def _unknown(results: list[Result]) -> Iterator[str]:
         for result in results:
             for _, site in sites(result):
                 if site["verdict"] == "unknown":
-                    entry = known(site["reason"])
-                    op = site["reason"].rpartition("no read rule for ")[2]
-                    yield (f"{op}: {entry.why}" if entry else f"NOT LISTED: {site['reason']}"), result["class"]
+                    entry = known(result["class"], site["reason"])
+                    text = f"`{entry.op}`: {entry.why}" if entry else f"NOT LISTED: {site['reason']}"
+                    yield text, result["class"]
 
     yield from _section("Unknown", "Masks that are not read, with the op that is missing.", entries())
 
