@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import fx
 
 from .. import build
 from ..casts import convert
-from ..expr import Expr, fresh_bound
+from ..expr import Expr, Op, fresh_bound
 from ..reader import Coords, Reader, RuleTable, Unreadable, as_dtype, at, bind, wrap_dim
 
 aten = torch.ops.aten
@@ -75,7 +75,7 @@ def read_embedding(reader: Reader, node: fx.Node, coords: Coords) -> Expr:
 
 @RULES.register(aten.index_put)
 def read_index_put(reader: Reader, node: fx.Node, coords: Coords) -> Expr:
-    """`self` with `self[i, j, ...] = value`, for one place, or for one place per position of an axis."""
+    """`self` with `self[i, j, ...] = value`: written where some entry of the index vectors names the place."""
     args = bind(node)
     source, indices = args["self"], list(args["indices"])
     if args.get("accumulate"):
@@ -84,7 +84,6 @@ def read_index_put(reader: Reader, node: fx.Node, coords: Coords) -> Expr:
     indexed = [d for d, i in enumerate(indices) if i is not None]
     if indexed and any(reader.dtype(indices[d]) in (torch.bool, torch.uint8) for d in indexed):
         return _masked_write(reader, node, coords)
-    write, written = build.ZERO, build.TRUE
     if any(len(reader.shape(indices[d])) > 1 for d in indexed):
         raise Unreadable("writes at indices of several dimensions")
     written = _written(reader, {d: indices[d] for d in indexed}, coords, shape)
@@ -93,19 +92,6 @@ def read_index_put(reader: Reader, node: fx.Node, coords: Coords) -> Expr:
         raise Unreadable("writes of more than one value")
     stored = convert(reader.broadcast(value, (build.ZERO,)), reader.dtype(value), reader.dtype(node))
     return build.ite(written, stored, reader.read(source, coords))
-
-
-def _counted_axis(reader: Reader, indices: list[Any]) -> int:
-    """The axis whose index counts 0, 1, 2, ...: of several writes, only the one numbered alike can reach a place."""
-    given = [i for i in indices if i is not None]
-    if any(len(reader.shape(i)) > 1 for i in given):
-        raise Unreadable("writes at several indices")
-    for axis, index in enumerate(indices):
-        if index is not None and reader.shape(index) not in ((), (build.ONE,)):
-            position = build.coord(fresh_bound())
-            if reader.read(index, (position,)) is position:
-                return axis
-    raise Unreadable("writes at several indices")
 
 
 def _written(reader: Reader, indices: Mapping[int, fx.Node], coords: Coords, shape: Sequence[Expr]) -> Expr:
