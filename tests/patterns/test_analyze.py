@@ -100,9 +100,9 @@ def test_further_layers_cost_next_to_nothing() -> None:
     def best(gm: fx.GraphModule) -> float:
         times = []
         for _ in range(4):
-            started = time.perf_counter()
+            started = time.thread_time()
             analyze(gm)
-            times.append((time.perf_counter() - started) * 1e3)
+            times.append((time.thread_time() - started) * 1e3)
         return min(times)
 
     best(graphs[2])

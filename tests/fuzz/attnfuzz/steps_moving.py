@@ -173,7 +173,7 @@ def written(s: State) -> str | None:
     if name is None:
         return None
     value = s.tensor(name)
-    form = s.choice(("slice", "slice", "masked", "filled", "point", "add", "tril", "copy"))
+    form = s.choice(("slice", "slice", "masked", "filled", "point", "places", "places", "add", "tril", "copy"))
     target = s.add(f"{name}.clone()" if form != "copy" else f"torch.zeros_like({name})")
     if target is None:
         return None
@@ -194,12 +194,30 @@ def written(s: State) -> str | None:
         case "point":
             point = ", ".join(str(s.rng.randrange(-e, e)) for e in value.shape[: s.rng.randrange(1, value.dim() + 1)])
             return f"!{target}[{point}] = {number}"
+        case "places":
+            return _at_places(s, target, value.shape, number)
         case "add":
             return f"!{target}.{s.choice(('add_', 'mul_', 'sub_'))}({s.pick(lambda t: t.dtype == value.dtype)})"
         case "tril":
             return f"!{target}.{s.choice(('tril_', 'triu_'))}({s.choice((0, 1, -1))})"
         case _:
             return f"!{target}.copy_({s.pick(lambda t: True)})"
+
+
+def _at_places(s: State, target: str, shape: Sequence[int], number: str) -> str:
+    """A write through index tensors; a number goes to every place, so that places named twice make no difference."""
+    axis = s.rng.randrange(len(shape))
+    size, last = s.dim(shape[axis]), s.dim(shape[-1])
+    index = s.pick(lambda t: t.dtype is torch.int64 and t.dim() > 0)
+    places = [f"torch.arange({size})", f"torch.arange(1, {size})", f"torch.tensor([0, {shape[axis] - 1}])"]
+    places += [f"{index} % {size}", f"{index}.flatten() % {size}"] if index is not None else []
+    lead = ":, " * axis
+    if len(shape) > 1 and s.chance(0.3):
+        rows = f"torch.arange({s.dim(shape[0])})"
+        return f"!{target}[{rows}[:, None], ..., torch.arange({last})] = {number}"
+    if s.chance(0.3) and len(set(shape)) == len(shape):  # one value for each place along the axis
+        return f"!{target}[{lead}torch.arange({size})] = torch.arange({last}).to({target}.dtype)"
+    return f"!{target}[{lead}{s.choice(places)}] = {number}"
 
 
 def scanned(s: State) -> str | None:
