@@ -11,7 +11,7 @@ import torch
 from attnfuzz.completeness import fuzz_completeness, random_members, shortfall
 from attnfuzz.families import FAMILIES
 from attnfuzz.generate import random_program, random_sizes
-from attnfuzz.lowered import fuzz_lowered
+from attnfuzz.lowered import fuzz_compiled, fuzz_lowered
 from attnfuzz.meaning import And, Le, Padding, table
 from attnfuzz.mutations import fuzz_mutations, mutated
 from attnfuzz.oracle import Judged, Tally, check_reading, check_verdict, judge
@@ -48,7 +48,7 @@ def check(tally: Tally) -> None:
     assert not wrong, "\n".join(str(shrunk(f)) for f in wrong)
 
 
-@sample(14)
+@sample(30)
 @given(seeds)
 def test_what_is_said_of_random_programs_is_true(rng: Random) -> None:
     tally = Tally()
@@ -58,14 +58,14 @@ def test_what_is_said_of_random_programs_is_true(rng: Random) -> None:
 
 def test_masks_equal_to_a_template_are_proved() -> None:
     tally = Tally()
-    for seed in range(8):
+    for seed in range(12):
         fuzz_completeness(Random(f"sample {seed}"), tally, count=6)
     check(tally)
     assert completeness(tally) >= WANTED - 0.01, report(tally)  # one in a small sample may be missed
-    assert tally.counts["equal by construction"] >= 40
+    assert tally.counts["equal by construction"] >= 60
 
 
-@sample(5)
+@sample(12)
 @given(seeds)
 def test_changed_masks_are_not_proved_to_be_what_they_were(rng: Random) -> None:
     tally = Tally()
@@ -79,6 +79,15 @@ def test_lowered_programs_compute_what_eager_does() -> None:
         fuzz_lowered(Random(f"sample {seed}"), tally, count=4)
     check(tally)
     assert tally.counts["outputs compared"] >= 12
+
+
+def test_compiled_programs_compute_what_eager_does() -> None:
+    tally = Tally()
+    for seed in range(2):
+        fuzz_compiled(Random(f"sample {seed}"), tally, count=3)
+    check(tally)
+    assert tally.counts["compiled outputs compared"] >= 12
+    assert any(name.startswith("compiled action") for name in tally.counts)
 
 
 # --- would it notice? ---------------------------------------------------------------------------------------------
