@@ -556,7 +556,8 @@ def _agree_where_pinned(condition: Expr, then: Expr, otherwise: Expr) -> bool:
         return False
     if condition.op is Op.LE0 and (constant, factor) != (0, 1):  # a coordinate is at most 0 where it is 0
         return False
-    return substitute(otherwise, {atom: const_int(-constant * factor)}) is then
+    pinned = substitute(otherwise, {atom: const_int(-constant * factor)})
+    return pinned is then or (then.sort is Sort.BOOL and iff(pinned, then) is TRUE)
 
 
 _constant_trees: WeakKeyDictionary[Expr, bool] = WeakKeyDictionary()

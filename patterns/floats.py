@@ -180,6 +180,21 @@ def _as_integers(*exprs: Expr) -> tuple[Expr, ...] | None:
     return found
 
 
+def _data_and_position(*exprs: Expr) -> tuple[Expr, ...] | None:
+    """The integers behind two floats to be compared, one of data and one of positions.
+
+    A position and its neighbours are floats, and rounding keeps the order, so data lie on the same side of it before
+    and after rounding.
+    """
+    found = [_as_integer(e) for e in exprs]
+    integers = tuple(i for i in found if i is not None)
+    if len(integers) != 2 or sum(_holds_data(i) for i in integers) != 1:
+        return None
+    data, position = integers if _holds_data(integers[0]) else integers[::-1]
+    small = magnitude(position) <= _DATA_LIMIT and abs(linear_parts(data)[0]) <= _DATA_LIMIT
+    return integers if small else None
+
+
 def _holds_data(expr: Expr) -> bool:
     """True if an integer may be of any size because it comes from data; what data merely chooses from may not."""
     if expr.op is Op.ITE:
@@ -280,6 +295,8 @@ def may_be_zero(expr: Expr) -> bool:
     """True unless a float is known to be none or a constant, whose sign is known: division tells 0.0 from -0.0."""
     if is_constant_tree(expr):
         return False
+    if expr.op is Op.APPLY and _never_minus_zero(expr):
+        return False
     if expr.op is not Op.TO_FLOAT:
         return True
     constant, parts = linear_parts(expr.args[0])
@@ -287,6 +304,12 @@ def may_be_zero(expr: Expr) -> bool:
         return True
     # where there is an element, no size is 0
     return constant < 0 or (constant == 0 and all(a.op is not Op.SIZE for a in parts))
+
+
+def _never_minus_zero(expr: Expr) -> bool:
+    """True for exponentials: where they underflow they are 0.0, and the sign of a zero exponent does not matter."""
+    name = str(expr.payload).partition(":")[0]
+    return name == "exp" or (name == "pow" and expr.args[0].is_const and expr.args[0].value > 0)
 
 
 def _identities(name: str, args: tuple[Expr, ...]) -> Expr | None:
@@ -319,7 +342,7 @@ def compare(name: str, left: Expr, right: Expr) -> Expr:
     if infinite is not None:
         return infinite
     left, right, name = _between_integers(name, left, right)
-    integers = _as_integers(left, right)
+    integers = _as_integers(left, right) or _data_and_position(left, right)
     if integers is not None:
         return {"lt": lt, "le": le, "eq": eq}[name](*integers)
     if name == "eq" and not right.is_const and (left.is_const or right.serial < left.serial):

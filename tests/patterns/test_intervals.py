@@ -51,6 +51,10 @@ EQUAL = {
         at_most(D, 0),
     ),
     "a row like the others": (build.ite(build.eq(Q, const(2)), at_most(K, 2), at_most(D, 0)), at_most(D, 0)),
+    "the diagonal, its first element apart": (
+        build.ite(build.eq0(Q), build.eq0(K), build.and_(at_most(D, 0), at_least(D, 0))),
+        build.and_(at_most(D, 0), at_least(D, 0)),
+    ),
     "the first row like the others": (build.ite(at_least(Q, 1), at_most(D, 3), at_most(K, 3)), at_most(D, 3)),
     "zero or itself": (build.ite(at_most(K, 0), build.ZERO, K), K),
     "masks added as numbers": (

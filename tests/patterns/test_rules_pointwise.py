@@ -312,6 +312,10 @@ def test_division_tells_the_zeros_apart(check_opaque: Check, check_read: Check, 
     check_opaque(function, torch.tensor([0.0, -0.0]), reason="0.0 or -0.0")
     check_read(lambda: function(x() + 1))
     check_read(lambda: function(torch.where(positions(5) > 2, 0.0, -0.0)))
+    # exponentials are never -0.0, and underflow to 0.0 whichever zero they come from
+    check_read(lambda m: function(torch.exp(m)), torch.tensor([0.0, -0.0, -INF, 2.0, -1e4]))
+    check_read(lambda m: function(torch.pow(2.0, m)), torch.tensor([0.0, -0.0, -INF, 2.0, -1e4]))
+    check_opaque(lambda m: function(torch.sin(m)), torch.tensor([0.0, -0.0]), reason="")
 
 
 @pytest.mark.parametrize("number", [5e18, 9e18, -9e18, 1e19, -1e19, 2.0**63])
@@ -320,6 +324,19 @@ def test_large_integers_against_large_numbers(check_read: Check, number: float) 
     check_read(lambda a: a.float() < number, x)
     check_read(lambda a: a.double() >= number, x)
     check_read(lambda a: a.float() == number, x)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_positions_of_data_against_positions(check_read: Check, dtype: torch.dtype, sign: int) -> None:
+    large = torch.tensor([0, 3, 5, 2**24 + 1, 2**53 + 1, -(2**24) - 1, 2**62])
+
+    def others() -> torch.Tensor:
+        return (sign * positions(7) + 2).to(dtype)
+
+    check_read(lambda a: a[:, None].to(dtype) <= others(), large)
+    check_read(lambda a: others() > a[:, None].to(dtype), large)
+    check_read(lambda a: a[:, None].to(dtype) == others(), large)
 
 
 def test_a_number_that_a_narrow_float_must_round_first_is_not_read(check_opaque: Check) -> None:
