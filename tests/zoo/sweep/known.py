@@ -36,6 +36,19 @@ KNOWN_UNKNOWN: tuple[KnownUnknown, ...] = (
         "the padding mask itself goes through two convolutions with kernels of ones, and reading stops at convolutions",
         classes="MoonshineStreaming.*",
     ),
+    KnownUnknown(
+        r"aten\.max_pool2d_with_indices",
+        "aten.max_pool2d_with_indices",
+        "the padding mask is pooled from characters to molecules by max_pool1d",
+        classes="CanineModel",
+    ),
+    KnownUnknown(
+        r"reading the mask would add a guard",
+        "none",
+        "the number of frames is a nest of quotients of the number of samples, and tracing its mask anew asks whether "
+        "it divides another one",
+        classes="SpeechT5.*",
+    ),
 )
 
 

@@ -95,7 +95,7 @@ def sharpen(model: torch.nn.Module) -> None:
     """Scale up weights that were initialised with the usual deviation of 0.02; fill those that were not initialised."""
     with torch.no_grad():
         for parameter in model.parameters():
-            if not parameter.is_floating_point():
+            if not parameter.is_floating_point() or parameter.numel() == 0:
                 continue
             if not torch.isfinite(parameter).all() or parameter.abs().max() > 1e4:
                 parameter.normal_(0.0, 0.1)
