@@ -17,7 +17,7 @@ from attnfuzz.mutations import fuzz_mutations, mutated
 from attnfuzz.oracle import Judged, Tally, check_reading, check_verdict, judge
 from attnfuzz.program import INPUTS, Program, make_inputs
 from attnfuzz.reading import trace
-from attnfuzz.run import UNSOUND, WANTED, completeness, report, run_job, unsound
+from attnfuzz.run import JOBS, UNSOUND, WANTED, completeness, report, run_job, unsound
 from attnfuzz.shrinking import shrunk
 from attnfuzz.soundness import fuzz_soundness
 from hypothesis import HealthCheck, Phase, given, settings
@@ -253,6 +253,17 @@ def test_mutations_change_the_mask() -> None:
             inputs = make_inputs(rng, sizes)
             changed += not torch.equal(table(meaning, sizes, inputs), table(other, sizes, inputs))
     assert changed > 120
+
+
+def test_a_job_that_fails_itself_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(rng: Random, tally: Tally) -> None:
+        tally.counts["programs"] += 1
+        raise ValueError("a mistake in the fuzzer")
+
+    monkeypatch.setitem(JOBS, "soundness", (broken, 1.0))
+    tally = run_job("0:soundness:0")
+    assert tally.counts["failed crash"] == 1
+    assert "a mistake in the fuzzer" in report(tally)
 
 
 def test_a_run_is_counted_and_reported() -> None:

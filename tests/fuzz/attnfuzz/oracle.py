@@ -204,8 +204,11 @@ def check_verdict(
     tally.counts["verdicts"] += 1
     tally.counts[f"verdict {type(judged.found.verdict).__name__.lower()}"] += 1
     for trial in trials(trace, position, rng, others=others):
-        if not _check_claims(trace.programs[position], judged, trial, tally):
-            return judged
+        try:
+            if not _check_claims(trace.programs[position], judged, trial, tally):
+                return judged
+        except EvaluationError as error:
+            tally.counts[f"not evaluated: {error}"] += 1
     guard = judged.found.guard
     if guard is not None:
         tally.counts["guards"] += 1

@@ -7,6 +7,7 @@ import multiprocessing
 import queue
 import sys
 import time
+import traceback
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,6 +17,7 @@ from .completeness import fuzz_completeness
 from .lowered import fuzz_compiled, fuzz_lowered
 from .mutations import fuzz_mutations
 from .oracle import Failure, Tally
+from .program import Program
 from .shrinking import shrunk
 from .soundness import fuzz_soundness
 
@@ -39,7 +41,12 @@ def run_job(job: str) -> Tally:
     """One job, `seed:kind:number`: a few programs, the same in every run."""
     tally, began = Tally(), time.process_time()
     _, kind, _ = job.split(":")
-    JOBS[kind][0](Random(job), tally)
+    try:
+        JOBS[kind][0](Random(job), tally)
+    except Exception:
+        tally.counts["failed crash"] += 1
+        nothing = Program((), (), False, False, {})
+        tally.failures.append(Failure("crash", nothing, traceback.format_exc(), "the job itself"))
     tally.counts["processor ms"] += round(1e3 * (time.process_time() - began))
     tally.failures = [shrunk(f) for f in tally.failures]
     tally.failures = [replace(f, detail=f"{f.detail}  [job {job}]") for f in tally.failures]
@@ -76,8 +83,9 @@ def run(wanted: int, seed: str, processes: int, minutes: float) -> Tally:
         try:
             tally = results.get(timeout=60)
         except queue.Empty:
-            if not all(w.is_alive() or w.exitcode == 0 for w in workers):
-                raise RuntimeError("a worker died") from None
+            if not any(w.is_alive() for w in workers):
+                total.counts["failed crash"] += open_workers  # killed, perhaps for memory: what is there counts
+                break
             continue
         if tally is None:
             open_workers -= 1

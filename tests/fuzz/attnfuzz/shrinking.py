@@ -14,7 +14,7 @@ from .reading import TraceError, trace
 
 def shrunk(failure: Failure, attempts: int = 6) -> Failure:
     """The failure of the shortest program found that fails in the same way; itself if none is shorter."""
-    if failure.kind not in ("reading", "predicate", "verdict", "guard", "crash"):
+    if failure.kind not in ("reading", "predicate", "verdict", "guard", "crash") or not failure.program.lines:
         return failure
     short = pruned(replace(failure.program, results=failure.program.results[-1:]))
     best = _fails_alike(short, failure.kind, attempts) or failure
