@@ -44,7 +44,10 @@ _RULES: tuple[tuple[str, int], ...] = (
         r"(.*_)?hidden_size|hidden_size_.*|(.*_)?d_model|n_embd|dim|emb_dim|embedding_size|true_hidden_size|d_latents",
         WIDTH,
     ),
-    (r"word_embed_proj_dim|input_dim|output_dim|lru_width|out_hidden_size|embed_dim|attention_hidden_size", WIDTH),
+    (
+        r"word_embed_proj_dim|intra_bottleneck_size|input_dim|output_dim|lru_width|out_hidden_size|embed_dim|attention_hidden_size",
+        WIDTH,
+    ),
     (r"(.*_)?(num_hidden_layers|num_layers|n_layers?|encoder_layers|decoder_layers|depth|num_blocks)", LAYERS),
     (r"(.*_)?num_(encoder|decoder)_layers|num_global_layers|num_adapter_layers", LAYERS),
 )

@@ -25,8 +25,8 @@ class KnownUnknown:
 
 KNOWN_UNKNOWN: tuple[KnownUnknown, ...] = (
     KnownUnknown(
-        r"aten\.scatter",
-        "aten.scatter of aten.topk",
+        r"aten\.(scatter|topk)",
+        "aten.topk",
         "the keys of each query are chosen at run time (top-k of an indexer's scores) and written into the mask by "
         "their index: no formula over positions exists",
     ),
