@@ -91,6 +91,7 @@ class _Session:
     captured: CapturedMasks | None = None
     capture_problem: str = ""
     known: dict[object, Classification] = field(default_factory=dict)
+    values: dict[object, tuple[Expr, torch.dtype]] = field(default_factory=dict)
     readers: dict[tuple[Expr, ...], Reader] = field(default_factory=dict)
     origins: Mapping[str, str] = field(default_factory=dict)
     forms: Constants = field(default_factory=Constants)
@@ -228,13 +229,22 @@ def _facts(session: _Session, call: AttentionCall) -> Facts:
 
 
 def _mask_value(session: _Session, call: AttentionCall, facts: Facts) -> tuple[Expr, torch.dtype]:
-    """The mask's element at (b, h, q, k), all terms together, and the dtype it is in."""
+    """The mask's element at (b, h, q, k), all terms together, and the dtype it is in; read once for all layers."""
     position = tuple(build.coord(name) for name in facts.extents)
     if not call.terms:
         return build.le(position[-1], position[-2]) if call.is_causal else build.TRUE, torch.bool
-    reader = _reader(session, facts)
     query = tensor_of(call.query)
     dtype = query.dtype if query is not None else torch.float32
+    key = (call.terms, dtype, tuple(facts.extents.items()))
+    if key not in session.values:
+        session.values[key] = _read_terms(session, call, facts, position, dtype)
+    return session.values[key]
+
+
+def _read_terms(
+    session: _Session, call: AttentionCall, facts: Facts, position: tuple[Expr, ...], dtype: torch.dtype
+) -> tuple[Expr, torch.dtype]:
+    reader = _reader(session, facts)
     if len(call.terms) == 1 and call.terms[0].mode is TermMode.ATTN_MASK:
         element = _read_term(session, reader, call.terms[0], position)
         mask_dtype = _dtype(call.terms[0])

@@ -29,7 +29,7 @@ def known_tensors(
     """
     parameters = {name for name, _ in gm.named_parameters()}
     buffers = {name for name, _ in gm.named_buffers()}
-    writers = [n for n in gm.graph.nodes if written_tensors(n) and op_name(n) != "detach_"]  # that changes no element
+    writers: list[fx.Node] | None = None
     known: dict[fx.Node, torch.Tensor] = {}
     for node in nodes:
         value = constants.get(node.name)
@@ -41,6 +41,9 @@ def known_tensors(
         recorded = tensor_of(node)
         if recorded is not None and (recorded.dtype != value.dtype or recorded.dim() != value.dim()):
             continue
+        if writers is None:
+            # detach_ changes no element
+            writers = [n for n in gm.graph.nodes if written_tensors(n) and op_name(n) != "detach_"]
         copied = all(op_name(u) == "lift_fresh_copy" for u in node.users)  # export records its result as an alias
         if copied or not any(writes_into(w, set(), {node}) for w in writers):
             known[node] = value

@@ -130,6 +130,7 @@ def test_every_distinct_mask_is_proved_once() -> None:
 def test_the_report_says_what_it_cost(captured: Captured) -> None:
     stats = attnlower.explain(captured(8)).stats
     assert stats["masks_proved"] == 1
-    assert stats["solver_calls"] >= 1
     assert stats["read_ms"] > 0
-    assert stats["solver_ms"] > 0
+    # the formula is the template itself: there is nothing to ask
+    assert stats["solver_calls"] == 0
+    assert stats["solver_ms"] == 0
