@@ -162,7 +162,14 @@ def _as_integer(expr: Expr) -> Expr | None:
     if expr.op is Op.ITE:
         then, otherwise = (_as_integer(a) for a in expr.args[1:])
         return None if then is None or otherwise is None else ite(expr.args[0], then, otherwise)
+    if expr.op is Op.APPLY and str(expr.payload) in _ORDERLY:
+        integers = _as_integers(*expr.args)
+        return None if integers is None else _integer_arithmetic(str(expr.payload).partition(":")[0], integers)
     return None
+
+
+_ORDERLY = frozenset(f"{name}:{dtype}" for name in ("add", "sub", "mul", "neg") for dtype in ("float32", "float64"))
+"""Arithmetic on data of any size: rounded, and yet in the order of the integers and zero where they are."""
 
 
 def _as_integers(*exprs: Expr) -> tuple[Expr, ...] | None:
@@ -219,7 +226,8 @@ def arithmetic(name: str, dtype: torch.dtype, *args: Expr) -> Expr:
     integers = _as_integers(*args) if _wide(dtype) else None
     if integers is not None:
         exact = _integer_arithmetic(name, integers)
-        if exact is not None:
+        # of data above 2^24 float32 holds the neighbour: such a sum is written as the float operation that it is
+        if exact is not None and not (_holds_data(exact) and f"{name}:{dtype_name(dtype)}" in _ORDERLY):
             return to_float(exact, dtype)
     simpler = _identities(name, args)
     if simpler is not None:

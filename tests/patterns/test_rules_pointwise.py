@@ -517,3 +517,20 @@ def same(found: torch.Tensor, actual: torch.Tensor) -> bool:
     if actual.dtype.is_floating_point:
         return torch.equal(found.double().nan_to_num(nan=9e99), actual.double().nan_to_num(nan=9e99))
     return torch.equal(found.long(), actual.long())
+
+
+@pytest.mark.parametrize(
+    "fn",
+    [
+        lambda m: m.float() - 1,
+        lambda m: 1.0 - m.float(),
+        lambda m: m / 1 - 1,
+        lambda m: m.float() * 3 + 1,
+        lambda m: (m.float() - 1) - 2,
+        lambda m: (1.0 - m.float()) == 0,
+        lambda m: (m.float() - 1 > 3) | (m.float() * 2 < 1),
+    ],
+)
+def test_large_integers_round_as_floats_do(check_read: Callable[..., Any], fn: Any) -> None:
+    """Above 2^24 a float32 holds the neighbour, and then the difference is that of the neighbour."""
+    check_read(fn, torch.tensor([16777217, 16777219, -16777217, 0, 1, 5]), dynamic=False)
