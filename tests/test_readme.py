@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from attnlower.patterns import DEFAULT_RULES, DEFAULT_TEMPLATES
+
 README = Path(__file__).parent.parent / "README.md"
 BLOCKS = re.compile(r"```python\n(?P<code>.*?)```(?:\s*```text\n(?P<output>.*?)```)?", re.DOTALL)
 
@@ -32,6 +34,9 @@ def run_blocks(text: str) -> list[tuple[str, str | None]]:
 
 def test_readme_examples_print_what_they_promise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("transformers")
+    # the rules and templates that README registers are gone again afterwards
+    monkeypatch.setattr(DEFAULT_RULES, "_rules", dict(DEFAULT_RULES._rules))
+    monkeypatch.setattr(DEFAULT_TEMPLATES, "_finders", dict(DEFAULT_TEMPLATES._finders))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     results = run_blocks(README.read_text())
