@@ -478,6 +478,13 @@ def conjuncts(expr: Expr) -> tuple[Expr, ...]:
     return expr.args if expr.op is Op.AND else (expr,)
 
 
+def disjuncts(expr: Expr) -> tuple[Expr, ...]:
+    """The terms of a disjunction; the expression itself if it is none; nothing for FALSE."""
+    if expr is FALSE:
+        return ()
+    return expr.args if expr.op is Op.OR else (expr,)
+
+
 # --- choice ---------------------------------------------------------------------------------------------------
 
 

@@ -64,9 +64,7 @@ def _failing(condition: Expr) -> str:
 
 def _from_structure(structure: Predicate, template: MaskTemplate, prover: Prover) -> str:
     facts = structure.facts
-    if isinstance(template, Full) or "k" not in facts.extents or "q" not in facts.extents:
-        return ""
-    if isinstance(template, Causal):
+    if isinstance(template, (Full, Causal)) or "k" not in facts.extents or "q" not in facts.extents:
         return ""
     if isinstance(template, Prefix):
         seen = f"{template.base.kind} except that also seen is {format_expr(template.visible, 80)}"
@@ -94,7 +92,8 @@ def _limits(template: MaskTemplate) -> Iterator[tuple[Expr, MaskTemplate]]:
             if part.ahead is None:
                 yield from ((r, Causal()) for r in reach)
         elif isinstance(part, Chunked):
-            yield build.const_int(part.size - part.shift), Causal() if part.is_causal else Full()
+            if not part.is_causal:
+                yield build.const_int(part.size - part.shift), Full()
             yield build.const_int(part.size - part.shift), Causal()
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from . import build
 from .expr import Expr, Op, is_positional
@@ -65,12 +65,18 @@ class Recogniser:
 
     def _visible(self, predicate: Predicate) -> MaskTemplate | None:
         """A known mask, and the first keys besides."""
-        first = [part for part in _disjuncts(predicate.allowed) if is_prefix_bound(part)]
-        rest = build.or_(*(part for part in _disjuncts(predicate.allowed) if part not in first))
+        parts = build.disjuncts(predicate.allowed)
+        first = [part for part in parts if is_prefix_bound(part)]
+        rest = build.or_(*(part for part in parts if part not in first))
         if not first or rest is build.FALSE:
             return None
-        base, verdict = self.structure(replace(predicate, allowed=rest))
-        return Prefix(base, build.or_(*first)) if base is not None and isinstance(verdict, Proved) else None
+        base = self._proved(rest, predicate.facts)
+        return None if base is None else Prefix(base, build.or_(*first))
+
+    def _proved(self, over_positions: Expr, facts: Facts) -> MaskTemplate | None:
+        """The template that a condition over positions is proved to be."""
+        template, verdict = self.structure(Predicate(over_positions, None, over_positions, facts))
+        return template if isinstance(verdict, Proved) else None
 
     def _joined(self, predicate: Predicate) -> MaskTemplate | None:
         """A conjunction or disjunction of which each part is proved to be a template."""
@@ -79,8 +85,8 @@ class Recogniser:
             return None
         parts: list[MaskTemplate] = []
         for part in allowed.args:
-            template, verdict = self.structure(replace(predicate, allowed=part))
-            if template is None or not isinstance(verdict, Proved):
+            template = self._proved(part, predicate.facts)
+            if template is None:
                 return None
             parts.append(template)
         return AllOf(tuple(parts)) if allowed.op is Op.AND else AnyOf(tuple(parts))
@@ -149,8 +155,8 @@ class Recogniser:
         over_data = build.or_(*(p for p in term.args if not is_positional(p)))
         if over_positions is build.FALSE or not is_visibility(over_data):
             return
-        base, verdict = self.structure(Predicate(over_positions, None, over_positions, facts))
-        if base is not None and isinstance(verdict, Proved) and is_text_mask(base):
+        base = self._proved(over_positions, facts)
+        if base is not None and is_text_mask(base):
             yield Prefix(base, over_data)
 
     def _any_of(self, term: Expr, facts: Facts) -> Iterator[MaskTemplate]:
@@ -158,9 +164,9 @@ class Recogniser:
         parts: list[MaskTemplate] = []
         for part in term.args:
             structure, terms = positional_part(part)
-            base, verdict = self.structure(Predicate(structure, None, structure, facts))
+            base = self._proved(structure, facts)
             named, rest = self.data(terms, facts)
-            if base is None or not isinstance(verdict, Proved) or rest:
+            if base is None or rest:
                 return
             joined = [t for t in (base, *named) if not (isinstance(t, Full) and named)]
             parts.append(joined[0] if len(joined) == 1 else AllOf(tuple(joined)))
@@ -184,10 +190,6 @@ class Recogniser:
                     template = template.inner
             changed.append(template)
         return tuple(changed)
-
-
-def _disjuncts(expr: Expr) -> tuple[Expr, ...]:
-    return expr.args if expr.op is Op.OR else (expr,)
 
 
 def _moves_with_position(document: Expr) -> bool:

@@ -61,11 +61,11 @@ def kinds_of(*templates: MaskTemplate) -> frozenset[str]:
 
     "full" says nothing beside another word, and a window or chunks imply where they end, so that "causal" is left out.
     """
-    words = {part.kind for template in templates for part in simple_parts(template)}
-    for template in templates:
-        for part in simple_parts(template):
-            if isinstance(part, Prefix):
-                words |= kinds_of(part.base) - {"causal", "full"}
+    words: set[str] = set()
+    for part in (part for template in templates for part in simple_parts(template)):
+        words.add(part.kind)
+        if isinstance(part, Prefix):
+            words |= kinds_of(part.base) - {"causal", "full"}
     if words & {"sliding_window", "chunked"}:
         words.discard("causal")
     if len(words) > 1:

@@ -21,7 +21,7 @@ from ..facts import Facts
 from ..formula import format_expr
 from .causal import Causal
 from .chunked import Chunked
-from .packed import Packed
+from .packed import documents
 from .sliding_window import SlidingWindow
 from .template import K, MaskTemplate
 from .terms import depends_on_both
@@ -71,22 +71,12 @@ def is_text_mask(base: MaskTemplate) -> bool:
 
 def is_visibility(term: Expr) -> bool:
     """True if a condition shows keys by data of the key, of the query, or of both in the same way (a block)."""
-    for part in _disjuncts(term):
+    for part in build.disjuncts(term):
         for condition in build.conjuncts(part):
             if not depends_on_both(condition):
                 continue
             if is_positional(condition):
                 return False
-            if not any(found.allowed(Facts()) is condition for found in _blocks(condition)):
+            if not any(found.allowed(Facts()) is condition for found in documents(condition, Facts())):
                 return False
     return True
-
-
-def _disjuncts(term: Expr) -> tuple[Expr, ...]:
-    return term.args if term.op is Op.OR else (term,)
-
-
-def _blocks(condition: Expr) -> Iterator[Packed]:
-    from .packed import documents
-
-    yield from documents(condition, Facts())
