@@ -1,0 +1,158 @@
+"""Put ATen calls into a graph together with what the graph records about its values.
+
+Shapes are handed in, as they are recorded on the operands; no op is run on fake tensors to find them out, since
+comparing sizes would add guards. A size that is needed at run time is an int where it is static, a node that already
+holds that size, or a new `aten.sym_size.int`.
+
+Only for ATen graphs, whose nodes carry `meta["val"]`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import fx
+
+from ...errors import LegalizeError
+from ...patterns.expr import Expr
+from ...patterns.metadata import tensor_of
+from ...patterns.sizes import int_expr
+
+Size = int | torch.SymInt
+_KEPT_META = ("nn_module_stack", "stack_trace", "torch_fn", "custom")
+
+
+def static_size(size: Size) -> int | None:
+    """A size as an int; None if it is dynamic."""
+    expr = int_expr(size)
+    return int(expr.value) if expr.is_const else None
+
+
+def same_size(left: Size, right: Size) -> bool:
+    """True if two sizes are the same expression; two symbols that merely have equal hints are not."""
+    return int_expr(left) is int_expr(right)
+
+
+class SizeNodes:
+    """The nodes of a graph that hold a size, by the size's expression."""
+
+    def __init__(self, graph: fx.Graph) -> None:
+        self._nodes: dict[Expr, list[fx.Node]] = {}
+        for node in graph.nodes:
+            self.add(node)
+
+    def add(self, node: fx.Node) -> None:
+        """Take note of a node if it holds a size."""
+        value = node.meta.get("val")
+        if isinstance(value, torch.SymInt):
+            self._nodes.setdefault(int_expr(value), []).append(node)
+
+    def before(self, size: torch.SymInt, point: fx.Node) -> fx.Node | None:
+        """A node in front of a point that holds the size; None if there is none."""
+        found = self._nodes.get(int_expr(size), ())
+        return next((n for n in found if not n._erased and n < point), None)
+
+
+class Emitter:
+    """Inserts ATen calls in front of a node.
+
+    Args:
+        sizes: the size nodes of the graph; new ones are added.
+        before: the node in front of which the calls go.
+        serving: the attention call that they serve; they carry its module stack, and its device unless told otherwise.
+
+    Raises:
+        LegalizeError: if the attention call records no tensor.
+    """
+
+    def __init__(self, sizes: SizeNodes, before: fx.Node, serving: fx.Node) -> None:
+        self._sizes, self._before = sizes, before
+        self._meta = {name: serving.meta[name] for name in _KEPT_META if name in serving.meta}
+        recorded = tensor_of(serving)
+        if recorded is None:
+            raise LegalizeError(f"node '{serving.name}' has no meta['val']; run FakeTensorProp on the graph")
+        self._recorded = recorded
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the attention call."""
+        return self._recorded.device
+
+    def call(
+        self,
+        target: torch._ops.OpOverload,
+        *args: Any,
+        shape: Sequence[Size],
+        dtype: torch.dtype,
+        **kwargs: Any,
+    ) -> fx.Node:
+        """Insert a call.
+
+        Args:
+            target: the ATen op.
+            args: its positional arguments.
+            shape: the sizes of its result.
+            dtype: the dtype of its result.
+            kwargs: its keyword arguments; one called `dtype`, where the op has it, is the result's dtype.
+        """
+        takes_dtype = any(a.name == "dtype" and a.kwarg_only for a in target._schema.arguments)
+        named = {**({"dtype": dtype} if takes_dtype else {}), **kwargs}
+        node = self._insert(target, args, named)
+        node.meta["val"] = self._recorded.new_empty(tuple(shape), dtype=dtype)
+        return node
+
+    def size(self, tensor: fx.Node, dim: int) -> int | fx.Node:
+        """The size of a tensor's dim: an int if it is static, else a node that holds it.
+
+        Raises:
+            LegalizeError: if the node records no tensor.
+        """
+        recorded = tensor_of(tensor)
+        if recorded is None:
+            raise LegalizeError(f"node '{tensor.name}' has no meta['val']; run FakeTensorProp on the graph")
+        size = recorded.shape[dim]
+        static = static_size(size)
+        if static is not None:
+            return static
+        found = self._sizes.before(size, self._before)
+        if found is None:
+            found = self._insert(torch.ops.aten.sym_size.int, (tensor, dim % recorded.dim()), {})
+            found.meta["val"] = size
+            self._sizes.add(found)
+        return found
+
+    def scalar(self, value: float, dtype: torch.dtype) -> fx.Node:
+        """A tensor of rank 0."""
+        return self.call(torch.ops.aten.scalar_tensor.default, value, shape=(), dtype=dtype, device=self.device)
+
+    def _insert(self, target: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> fx.Node:
+        with self._before.graph.inserting_before(self._before):
+            node = self._before.graph.call_function(target, args, kwargs)
+        node.meta.update(self._meta)
+        return node
+
+
+def shape_of_node(node: fx.Node) -> tuple[Size, ...]:
+    """The sizes of a node's tensor.
+
+    Raises:
+        LegalizeError: if the node records no tensor.
+    """
+    recorded = tensor_of(node)
+    if recorded is None:
+        raise LegalizeError(f"node '{node.name}' has no meta['val']; run FakeTensorProp on the graph")
+    return tuple(recorded.shape)
+
+
+def dtype_of_node(node: fx.Node) -> torch.dtype:
+    """The dtype of a node's tensor.
+
+    Raises:
+        LegalizeError: if the node records no tensor.
+    """
+    recorded = tensor_of(node)
+    if recorded is None:
+        raise LegalizeError(f"node '{node.name}' has no meta['val']; run FakeTensorProp on the graph")
+    return recorded.dtype
