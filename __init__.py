@@ -7,6 +7,7 @@ print(lowered.report)                           # one line per attention call
 
 from importlib.metadata import version
 
+from . import converters
 from .errors import (
     AttnLowerError,
     CaptureError,
@@ -17,6 +18,7 @@ from .errors import (
     ReadRuleError,
     ReportError,
     TemplateError,
+    TensorRTError,
 )
 from .lowering import AttentionSite, Lowered, Report, explain, last_report, lower
 
@@ -35,7 +37,9 @@ __all__ = [
     "Report",
     "ReportError",
     "TemplateError",
+    "TensorRTError",
     "__version__",
+    "converters",
     "explain",
     "last_report",
     "lower",

@@ -37,3 +37,7 @@ class DrawingError(AttnLowerError, ValueError):
 
 class ReportError(AttnLowerError, OSError):
     """A report cannot be written where it was asked for."""
+
+
+class TensorRTError(AttnLowerError, RuntimeError):
+    """torch_tensorrt or TensorRT is missing or of a version that attnlower does not support."""

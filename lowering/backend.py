@@ -6,7 +6,7 @@ import logging
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import fx
@@ -18,6 +18,7 @@ from .history import remember
 from .options import BackendOptions, parse_options
 from .plan import Plan, make_plan
 from .report import Report
+from .targets.base import run_as_it_is
 
 log = logging.getLogger("attnlower")
 _warned: set[str] = set()
@@ -36,7 +37,7 @@ def attnlower_backend(
         gm: the graph as Dynamo captured it.
         example_inputs: its (fake) inputs.
         mode: torch.compile's mode, handed to Inductor.
-        options: see `BackendOptions`; Inductor's own options are handed on.
+        options: see `BackendOptions`; the options of the target's compiler are handed on.
 
     Raises:
         OptionError: for an unknown option or mode.
@@ -110,12 +111,7 @@ def _give_up(report: Report, error: Exception) -> None:
 
 
 def _compile(gm: fx.GraphModule, example_inputs: Sequence[Any], chosen: BackendOptions) -> Compiled:
-    if chosen.target.name != "inductor":
-        return gm.forward
-    from torch._inductor.compile_fx import compile_fx
-
-    compiled: Any = compile_fx(gm, list(example_inputs), config_patches=dict(chosen.inductor) or None)
-    return cast(Compiled, compiled)
+    return chosen.target.compile(gm, example_inputs, chosen.compiler)
 
 
 def _lazy_general(plan: Plan, gm: fx.GraphModule, chosen: BackendOptions) -> Callable[[], Compiled]:
@@ -125,14 +121,16 @@ def _lazy_general(plan: Plan, gm: fx.GraphModule, chosen: BackendOptions) -> Cal
     variant goes through torch.compile again and gets guards of its own.
     """
     program = plan.general.gm if plan.general.changed else gm
-    if chosen.target.name != "inductor":
+    if chosen.target.compile is run_as_it_is:
         return lambda: program.forward
     dynamic = any(n.op == "placeholder" and isinstance(_recorded(n), torch.SymInt) for n in gm.graph.nodes)
 
+    def compiler(graph: fx.GraphModule, example_inputs: Sequence[Any]) -> Compiled:
+        return _compile(graph, example_inputs, chosen)
+
     def make() -> Compiled:
         unwrapped, floats = unwrap_floats(program)
-        options = dict(chosen.inductor) or None
-        compiled = torch.compile(unwrapped, backend="inductor", dynamic=dynamic, options=options)
+        compiled = torch.compile(unwrapped, backend=compiler, dynamic=dynamic)
 
         def run(*args: Any) -> Any:
             given = list(args)

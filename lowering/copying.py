@@ -37,6 +37,22 @@ def copy_graph_module(gm: fx.GraphModule) -> tuple[fx.GraphModule, dict[fx.Node,
     return new, nodes
 
 
+def restore_graph(gm: fx.GraphModule, graph: fx.Graph) -> None:
+    """Fill the graph of a module, the object itself, with the nodes of another."""
+    own = gm.graph
+    for node in reversed(list(own.nodes)):
+        own.erase_node(node)
+    nodes: dict[fx.Node, fx.Node] = {}
+    value = own.graph_copy(graph, nodes)
+    output = next((n for n in graph.nodes if n.op == "output"), None)
+    if output is not None:
+        nodes[output] = own.output(value)
+        nodes[output].meta = dict(output.meta)
+    for old, new in nodes.items():
+        rename(new, old.name)
+    gm.recompile()
+
+
 def rename(node: fx.Node, name: str) -> None:
     """Give a node exactly this name, which no other node of its graph may have."""
     if node.name != name:

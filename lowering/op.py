@@ -1,12 +1,13 @@
 """The canonical attention op `attnlower::attention`: every spelling of attention, with nothing left implicit.
 
-    attention(query, key, value, mask=None, bias=None, alignment="none", scale=None, dropout_p=0.0, enable_gqa=False)
+    attention(query, key, value, mask=None, bias=None, alignment="none", scale=None, dropout_p=0.0, enable_gqa=False,
+              empty_rows="zeros")
 
 query (..., Hq, Q, E), key (..., Hkv, K, E), value (..., Hkv, K, Ev) give (..., Hq, Q, Ev) in query's dtype. `mask` is
 boolean, True = may attend; `bias` is added to the scaled scores; both broadcast to (..., Hq, Q, K). `alignment` is
 "none", "upper_left" (key <= query, PyTorch's is_causal) or "lower_right" (key <= query + K - Q). `scale` is 1/sqrt(E)
-unless given. A query that may attend to no key gives zeros, as in `scaled_dot_product_attention`. With `enable_gqa`
-query head h uses key head h // (Hq // Hkv).
+unless given. A query that may attend to no key gives zeros, as in `scaled_dot_product_attention`, or with
+`empty_rows="nan"` NaN, as in a plain softmax. With `enable_gqa` query head h uses key head h // (Hq // Hkv).
 
 The op has a fake kernel and a reference kernel, so a graph runs at every stage; targets replace it before it matters.
 """
@@ -21,6 +22,8 @@ from torch import Tensor
 
 from ..errors import LegalizeError
 from ..patterns.masks.template import Alignment
+
+EMPTY_ROWS = ("zeros", "nan")
 
 
 def combined_mask(
@@ -59,8 +62,15 @@ def reference_attention(
     scale: float | None = None,
     dropout_p: float = 0.0,
     enable_gqa: bool = False,
+    empty_rows: str = "zeros",
 ) -> Tensor:
-    """The op's definition in plain tensor operations; differentiable."""
+    """The op's definition in plain tensor operations; differentiable.
+
+    Raises:
+        LegalizeError: for an unknown alignment or an unknown `empty_rows`.
+    """
+    if empty_rows not in EMPTY_ROWS:
+        raise LegalizeError(f"unknown empty_rows {empty_rows!r}; it is one of {list(EMPTY_ROWS)}")
     attn_mask = combined_mask(query, key, mask, bias, alignment)
     if enable_gqa and query.shape[-3] != key.shape[-3]:
         groups = query.shape[-3] // key.shape[-3]
@@ -71,8 +81,11 @@ def reference_attention(
         scores = scores.masked_fill(~attn_mask, float("-inf"))
     elif attn_mask is not None:
         scores = scores + attn_mask
-    empty = (scores == float("-inf")).all(-1, keepdim=True)
-    weights = torch.softmax(scores.masked_fill(empty, 0.0), -1).masked_fill(empty, 0.0)
+    if empty_rows == "zeros":
+        empty = (scores == float("-inf")).all(-1, keepdim=True)
+        weights = torch.softmax(scores.masked_fill(empty, 0.0), -1).masked_fill(empty, 0.0)
+    else:
+        weights = torch.softmax(scores, -1)
     weights = torch.nn.functional.dropout(weights, dropout_p)
     return (weights.to(value.dtype) @ value).to(query.dtype)
 
@@ -88,10 +101,12 @@ def attention(
     scale: float | None = None,
     dropout_p: float = 0.0,
     enable_gqa: bool = False,
+    empty_rows: str = "zeros",
 ) -> Tensor:
     """Canonical attention; see the module's text."""
     # A custom op must not return a view of an input, and the reference may with a single key.
-    return reference_attention(query, key, value, mask, bias, alignment, scale, dropout_p, enable_gqa).contiguous()
+    out = reference_attention(query, key, value, mask, bias, alignment, scale, dropout_p, enable_gqa, empty_rows)
+    return out.contiguous()
 
 
 @attention.register_fake
@@ -105,6 +120,7 @@ def _fake_attention(
     scale: float | None = None,
     dropout_p: float = 0.0,
     enable_gqa: bool = False,
+    empty_rows: str = "zeros",
 ) -> Tensor:
     return query.new_empty((*query.shape[:-1], value.shape[-1]))
 
@@ -117,18 +133,18 @@ def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> Non
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     """Gradients by differentiating the reference once more (no dropout: its random mask is not kept)."""
-    alignment, scale, dropout_p, enable_gqa = ctx.settings
+    alignment, scale, dropout_p, enable_gqa, empty_rows = ctx.settings
     if dropout_p:
         raise LegalizeError("the reference kernel of attnlower::attention has no backward with dropout; legalize first")
     query, key, value, mask, bias = ctx.saved_tensors
     with torch.enable_grad():
         q, k, v = (t.detach().requires_grad_() for t in (query, key, value))
         bias_leaf = bias.detach().requires_grad_() if bias is not None and ctx.needs_input_grad[4] else bias
-        out = reference_attention(q, k, v, mask, bias_leaf, alignment, scale, 0.0, enable_gqa)
+        out = reference_attention(q, k, v, mask, bias_leaf, alignment, scale, 0.0, enable_gqa, empty_rows)
         wanted = [q, k, v] + ([bias_leaf] if bias_leaf is not None and bias_leaf.requires_grad else [])
         grads = list(torch.autograd.grad(out, wanted, grad))
     bias_grad = grads[3] if len(grads) > 3 else None
-    return grads[0], grads[1], grads[2], None, bias_grad, None, None, None, None
+    return grads[0], grads[1], grads[2], None, bias_grad, None, None, None, None, None
 
 
 attention.register_autograd(_backward, setup_context=_save_for_backward)

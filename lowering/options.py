@@ -21,30 +21,31 @@ class BackendOptions:
     """What the backend was asked to do.
 
     Attributes:
-        target: the backend behind attnlower: "inductor" (default) or "eager".
+        target: the backend behind attnlower: "inductor" (default), "eager" or "tensorrt".
         padding: "guard" (default) checks padding masks at every call and runs the faster graph when nothing is padded;
             "keep" leaves them as they are.
         strict: raise internal errors and do not fall back to the untouched graph.
         timeout_ms: longest time for one question to the solver, in milliseconds.
-        inductor: options handed on to Inductor.
+        compiler: options handed on to the target's compiler.
     """
 
     target: Target
     padding: str = "guard"
     strict: bool = False
     timeout_ms: int = DEFAULT_TIMEOUT_MS
-    inductor: Mapping[str, Any] = field(default_factory=dict)
+    compiler: Mapping[str, Any] = field(default_factory=dict)
 
 
 def parse_options(options: Mapping[str, Any] | None, mode: str | None = None) -> BackendOptions:
     """Check the options of torch.compile.
 
     Args:
-        options: attnlower's own options and any of Inductor's.
+        options: attnlower's own options and any of the target's compiler (Inductor's, torch_tensorrt's settings).
         mode: torch.compile's `mode`, turned into Inductor's options.
 
     Raises:
         OptionError: for an unknown name or a value of the wrong kind.
+        TensorRTError: if the target is "tensorrt", options are given for it, and it is missing.
     """
     given = dict(options or {})
     target = find_target(given.pop("target", "inductor"))
@@ -55,7 +56,8 @@ def parse_options(options: Mapping[str, Any] | None, mode: str | None = None) ->
     if not isinstance(strict, bool):
         raise OptionError(f"option 'strict' is True or False, not {strict!r}")
     timeout = checked_timeout(given.pop("timeout_ms", DEFAULT_TIMEOUT_MS))
-    return BackendOptions(target, padding, strict, timeout, {**_mode_options(mode), **_inductor_options(given)})
+    compiler = {**_mode_options(mode, target), **_compiler_options(given, target)}
+    return BackendOptions(target, padding, strict, timeout, compiler)
 
 
 def checked_timeout(timeout: object) -> int:
@@ -69,9 +71,11 @@ def checked_timeout(timeout: object) -> int:
     return timeout
 
 
-def _mode_options(mode: str | None) -> dict[str, Any]:
+def _mode_options(mode: str | None, target: Target) -> dict[str, Any]:
     if mode is None or mode == "default":
         return {}
+    if not target.modes:
+        raise OptionError(f"target '{target.name}' takes no mode; mode {mode!r} is one of Inductor's")
     from torch._inductor import list_mode_options
 
     try:
@@ -80,20 +84,19 @@ def _mode_options(mode: str | None) -> dict[str, Any]:
         raise OptionError(f"unknown mode {mode!r}: {error}") from error
 
 
-def _inductor_options(given: Mapping[str, Any]) -> dict[str, Any]:
+def _compiler_options(given: Mapping[str, Any], target: Target) -> dict[str, Any]:
     if not given:
         return {}
-    from torch._inductor import config
-
-    known = set(config.get_config_copy())
+    known = target.options()
     found: dict[str, Any] = {}
     for name, value in given.items():
         attribute = str(name).replace("-", "_")
         if attribute not in known:
             near = difflib.get_close_matches(str(name), [*OWN_OPTIONS, *known], n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
+            whose = "Inductor" if target.modes else f"target '{target.name}'"
             raise OptionError(
-                f"unknown option {name!r}{hint} attnlower takes {list(OWN_OPTIONS)} and the options of Inductor"
+                f"unknown option {name!r}{hint} attnlower takes {list(OWN_OPTIONS)} and the options of {whose}"
             )
         found[attribute] = value
     return found

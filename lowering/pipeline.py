@@ -9,7 +9,7 @@ from torch import fx
 from ..errors import AttnLowerError
 from ..patterns.analyze import Analysis
 from ..patterns.conditions import AnyCondition
-from .copying import copy_graph_module
+from .copying import copy_graph_module, restore_graph
 from .passes import Canonicalize, DropMask, FoldRepeatKV, GuardPadding, Legalize, MaskToAlignment, ShareMasks
 from .passes.base import Pass, PassContext, Site
 from .result import PassResult
@@ -24,6 +24,12 @@ PIPELINE: tuple[Pass, ...] = (
     ShareMasks(),
     Legalize(),
 )
+
+
+def pipeline_for(target: Target) -> tuple[Pass, ...]:
+    """The passes for a target: the common ones, with the target's own before the last."""
+    *common, last = PIPELINE
+    return (*common, *target.passes, last)
 
 
 @dataclass(frozen=True)
@@ -66,7 +72,7 @@ def build_variant(
     analysis: Analysis,
     target: Target,
     assumed: tuple[AnyCondition, ...] = (),
-    passes: tuple[Pass, ...] = PIPELINE,
+    passes: tuple[Pass, ...] | None = None,
 ) -> Variant:
     """Run the pipeline on a copy of a graph.
 
@@ -75,19 +81,50 @@ def build_variant(
         analysis: what its masks mean.
         target: the backend to be served.
         assumed: conditions on inputs that this variant may rely on.
-        passes: the passes, in order.
+        passes: the passes, in order; by default `pipeline_for(target)`.
 
     Raises:
         AttnLowerError: if the passes are out of order or a call cannot be legalised. The input is untouched.
     """
-    check_order(passes)
     copied, nodes = copy_graph_module(gm)
+    return _run(copied, nodes, analysis, target, assumed, passes)
+
+
+def rewrite_in_place(gm: fx.GraphModule, analysis: Analysis, target: Target) -> Variant:
+    """Run the pipeline on a graph itself, for compilers whose passes change the graph they are given.
+
+    Nodes that no pass touches stay the same objects. If a pass fails, the graph is as it was, in new nodes.
+
+    Args:
+        gm: the graph that was analysed.
+        analysis: what its masks mean.
+        target: the backend to be served.
+    """
+    backup = copy_graph_module(gm)[0].graph
+    nodes = {node: node for node in gm.graph.nodes}
+    try:
+        return _run(gm, nodes, analysis, target, (), None)
+    except Exception:
+        restore_graph(gm, backup)
+        raise
+
+
+def _run(
+    gm: fx.GraphModule,
+    nodes: dict[fx.Node, fx.Node],
+    analysis: Analysis,
+    target: Target,
+    assumed: tuple[AnyCondition, ...],
+    passes: tuple[Pass, ...] | None,
+) -> Variant:
+    passes = pipeline_for(target) if passes is None else passes
+    check_order(passes)
     sites = [Site(found, nodes[found.call.node]) for found in analysis.sites]
-    context = PassContext(copied, nodes, sites, target, assumed)
+    context = PassContext(gm, nodes, sites, target, assumed, prover=analysis.prover)
     results: list[PassResult] = []
     for entry in passes:
         results.append(entry.run(context))
         context.done.append(entry.name)
-    copied.graph.lint()
-    copied.recompile()
-    return Variant(copied, tuple(sites), tuple(results))
+    gm.graph.lint()
+    gm.recompile()
+    return Variant(gm, tuple(sites), tuple(results))

@@ -275,13 +275,17 @@ def as_dtype(expr: Expr, dtype: torch.dtype) -> Expr:
 
 def bind(node: fx.Node) -> dict[str, Any]:
     """The arguments of an op call by name, defaults included, whether they were given by position or by keyword."""
-    schema = node.target._schema  # type: ignore[union-attr]
+    return bind_arguments(node.target, node.args, node.kwargs)
+
+
+def bind_arguments(op: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of an op (an OpOverload) by name, defaults included."""
     bound: dict[str, Any] = {}
-    for position, argument in enumerate(schema.arguments):
-        if position < len(node.args):
-            bound[argument.name] = node.args[position]
-        elif argument.name in node.kwargs:
-            bound[argument.name] = node.kwargs[argument.name]
+    for position, argument in enumerate(op._schema.arguments):
+        if position < len(args):
+            bound[argument.name] = args[position]
+        elif argument.name in kwargs:
+            bound[argument.name] = kwargs[argument.name]
         else:
             bound[argument.name] = argument.default_value if argument.has_default_value() else None
     return bound

@@ -13,6 +13,7 @@ from ...patterns.analyze import SiteAnalysis
 from ...patterns.conditions import AnyCondition
 from ...patterns.masks.template import Alignment
 from ...patterns.metadata import tensor_of
+from ...patterns.prover import Prover
 from ...patterns.sizes import shape_of
 from ..copying import rename
 from ..op import attention as _attention_op  # registers attnlower::attention
@@ -51,6 +52,7 @@ class PassContext:
         target: the backend to be served.
         assumed: conditions on inputs that may be relied on in this variant.
         done: names of the passes that have run.
+        prover: asks the solver what the passes want to know.
     """
 
     gm: fx.GraphModule
@@ -59,6 +61,7 @@ class PassContext:
     target: Target
     assumed: tuple[AnyCondition, ...] = ()
     done: list[str] = field(default_factory=list)
+    prover: Prover = field(default_factory=Prover)
 
 
 class Pass(Protocol):
@@ -99,8 +102,12 @@ def refuse(site: Site, reason: str, node: str = "") -> Refusal:
     return Refusal(node or site.analysis.call.node.name, site.analysis.module, reason)
 
 
-def site_obstacle(site: Site) -> str:
+def site_obstacle(site: Site, *, together: bool = False) -> str:
     """Why a call must stay as it is, whatever its mask says; empty if nothing stands in the way.
+
+    Args:
+        site: the call.
+        together: a mask and is_causal may act together.
 
     The canonical op, like every proof, knows one batch and head for each of the query's. A key or a mask that
     broadcasts the query to more of them shows in the output's shape.
@@ -108,7 +115,7 @@ def site_obstacle(site: Site) -> str:
     call = site.analysis.call
     if call.blockers:
         return "; ".join(call.blockers)
-    if call.is_causal and call.terms:
+    if call.is_causal and call.terms and not together:
         return "a mask and is_causal act together"
     recorded = [tensor_of(n) for n in (call.node, call.query, call.value)]
     if any(t is None for t in recorded):
@@ -127,6 +134,7 @@ def rewrite_site(
     mask: fx.Node | None = None,
     bias: fx.Node | None = None,
     alignment: Alignment = Alignment.NONE,
+    empty_rows: str = "zeros",
 ) -> None:
     """Put a canonical call with this mask, bias and alignment in the place of a site's call."""
     call = site.analysis.call
@@ -141,6 +149,8 @@ def rewrite_site(
         "dropout_p": _copied(context, call.dropout_p),
         "enable_gqa": call.enable_gqa,
     }
+    if empty_rows != "zeros":
+        arguments["empty_rows"] = empty_rows
     with graph.inserting_before(old):
         new = graph.call_function(torch.ops.attnlower.attention.default, (query, key, value), arguments)
     new.meta = dict(old.meta)

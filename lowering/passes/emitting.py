@@ -112,7 +112,7 @@ class Emitter:
         recorded = tensor_of(tensor)
         if recorded is None:
             raise LegalizeError(f"node '{tensor.name}' has no meta['val']; run FakeTensorProp on the graph")
-        size = recorded.shape[dim]
+        size: Any = recorded.shape[dim]
         static = static_size(size)
         if static is not None:
             return static

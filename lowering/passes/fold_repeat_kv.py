@@ -3,8 +3,8 @@
 Law: if head h of key and value is head h // r of tensors with r times fewer heads, attention over the repeated tensors
 is grouped-query attention over the originals (query head h uses key head h // (Hq / Hkv)); the copies need not be made.
 
-Only where no mask tensor is left and the fused kernels take grouped heads: on CPUs, and on GPUs in float16 and
-bfloat16. With a mask, or in float32 on a GPU, PyTorch would leave its fused kernels for plain arithmetic.
+For PyTorch's own attention only where no mask tensor is left and the fused kernels take grouped heads: on CPUs, and
+on GPUs in float16 and bfloat16. Elsewhere it would leave its fused kernels for plain arithmetic.
 
 Near miss: the originals are written to between the copy and the call, such as a cache that is updated in place.
 """
@@ -29,15 +29,17 @@ class FoldRepeatKV:
     requires = ("canonicalize", "drop_mask", "mask_to_alignment", "guard_padding")
 
     def run(self, context: PassContext) -> PassResult:
-        """Rewrite the canonical calls without a mask whose key and value repeat their heads alike."""
+        """Rewrite the canonical calls whose key and value repeat their heads alike."""
         writes = Writes(context.gm.graph)
         return for_each_site(context, self.name, lambda context, site: self._rewrite(context, site, writes))
 
     def _rewrite(self, context: PassContext, site: Site, writes: Writes) -> str | Refusal | None:
         node = site.node
+        native = context.target.native_groups
         if not site.canonical or node.kwargs.get("enable_gqa") or len(node.args) != 3:
             return None
-        if node.kwargs.get("mask") is not None or node.kwargs.get("bias") is not None:
+        masked = node.kwargs.get("mask") is not None or node.kwargs.get("bias") is not None
+        if masked and not native:
             return None
         query, key, value = node.args
         if not isinstance(key, torch.fx.Node) or not isinstance(value, torch.fx.Node):
@@ -49,7 +51,7 @@ class FoldRepeatKV:
             return refuse(site, "key and value heads are repeated differently")
         if not context.target.grouped_heads:
             return refuse(site, f"target '{context.target.name}' does not take grouped heads")
-        if not _kernel_takes_groups(tensor_of(query)):
+        if not native and not _kernel_takes_groups(tensor_of(query)):
             return refuse(site, "no fused kernel for this device and dtype takes grouped heads")
         for copies, base in ((key, keys.base), (value, values.base)):
             steps = _steps(copies, base)

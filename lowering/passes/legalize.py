@@ -1,6 +1,7 @@
 """Legalize: write every canonical call in the target's own words.
 
-Nothing is left of `attnlower::attention` afterwards, and nothing the target has not declared is emitted.
+Nothing is left of `attnlower::attention` afterwards, unless the target takes it as it is, and nothing the target has
+not declared is emitted.
 """
 
 from __future__ import annotations
@@ -36,6 +37,8 @@ class Legalize:
             undeclared = _undeclared(context.target, node)
             if undeclared:
                 raise LegalizeError(f"node '{name}': target '{context.target.name}' does not take {undeclared}")
+            if context.target.emit is None:
+                continue
             new = context.target.emit(context.gm, node)
             new.meta = dict(node.meta)
             node.replace_all_uses_with(new)
@@ -62,4 +65,6 @@ def _undeclared(target: Target, node: fx.Node) -> str:
         return "a mask together with a causal alignment"
     if args.get("enable_gqa") and not target.grouped_heads:
         return "fewer key heads than query heads"
+    if args.get("empty_rows") == "nan" and (mask is not None or bias is not None) and not target.nan_rows:
+        return "NaN for a query without any key"
     return ""

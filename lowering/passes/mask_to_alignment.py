@@ -2,15 +2,16 @@
 
 Law: if allowed(b, h, q, k) is k <= q for every batch, head, size and input, and nothing is added, attention with the
 mask is attention with alignment UPPER_LEFT. No row is empty (key 0 is always allowed), so boolean masks, -inf and
-finfo.min agree.
+finfo.min agree. Likewise k <= q + K - Q and LOWER_RIGHT, where no row is empty as long as K >= Q.
 
 Backends differ in where their causal mask starts when Q != K (PyTorch: upper left; several kernels: lower right), so
-the rewrite asks that Q and K are the same size, by proof and not by the sample; and that the target declares the
-alignment.
+the rewrite asks that Q and K are the same size, by proof and not by the sample, unless the target says that its
+alignment is explicit; and that the target declares the alignment.
 """
 
 from __future__ import annotations
 
+from ...patterns import build
 from ...patterns.classify import is_rewritable
 from ...patterns.masks.causal import Causal
 from ...patterns.masks.template import Alignment
@@ -35,7 +36,7 @@ class MaskToAlignment:
         reason = causal_obstacle(context, site, found.template)
         if reason:
             return refuse(site, reason)
-        rewrite_site(context, site, alignment=Alignment.UPPER_LEFT)
+        rewrite_site(context, site, alignment=found.template.alignment)
         site.action = "is_causal"
         return "is_causal"
 
@@ -45,13 +46,25 @@ def causal_obstacle(context: PassContext, site: Site, template: Causal) -> str:
     obstacle = site_obstacle(site)
     if obstacle:
         return obstacle
-    if not is_rewritable(template):
+    explicit = context.target.explicit_alignment
+    if template.offset is not None or not (explicit or is_rewritable(template)):
         return f"{template}: is_causal starts from the upper left and has no offset"
-    if not site.analysis.square:
+    if not site.analysis.square and not explicit:
         return (
             "causal from the upper left, but the numbers of queries and keys are not the same size, and backends "
             "differ in where their causal mask starts then"
         )
-    if Alignment.UPPER_LEFT not in context.target.alignments:
-        return f"target '{context.target.name}' does not take upper-left causality"
+    if template.alignment not in context.target.alignments:
+        words = template.alignment.value.replace("_", "-")
+        return f"target '{context.target.name}' does not take {words} causality"
+    if template.alignment is Alignment.LOWER_RIGHT and not _every_query_sees_a_key(context, site):
+        return f"{template}: there may be more queries than keys, and what the first ones see is the mask's to say"
     return ""
+
+
+def _every_query_sees_a_key(context: PassContext, site: Site) -> bool:
+    found = site.analysis.classification
+    if found is None:
+        return False
+    facts = found.predicate.facts
+    return context.prover.holds(build.le(facts.extents["q"], facts.extents["k"]), facts)

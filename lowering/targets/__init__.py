@@ -6,8 +6,9 @@ from ...errors import OptionError
 from .base import Target
 from .eager import EAGER
 from .inductor import INDUCTOR
+from .tensorrt import TENSORRT
 
-TARGETS: dict[str, Target] = {target.name: target for target in (EAGER, INDUCTOR)}
+TARGETS: dict[str, Target] = {target.name: target for target in (EAGER, INDUCTOR, TENSORRT)}
 
 
 def find_target(target: str | Target) -> Target:

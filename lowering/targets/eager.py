@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ...patterns.masks.template import Alignment
 from .base import Target
+from .inductor import inductor_options
 from .sdpa import emit_sdpa
 
 EAGER = Target(
@@ -14,4 +15,6 @@ EAGER = Target(
     mask_with_alignment=False,
     grouped_heads=True,
     emit=emit_sdpa,
+    options=inductor_options,  # taken and left aside, so that a target can be changed by its name alone
+    modes=True,
 )

@@ -2,9 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, cast
+
+from torch import fx
+
 from ...patterns.masks.template import Alignment
-from .base import Target
+from .base import Compiled, Target
 from .sdpa import emit_sdpa
+
+
+def compile_with_inductor(gm: fx.GraphModule, example_inputs: Sequence[Any], options: Mapping[str, Any]) -> Compiled:
+    """Compile with Inductor under its own options."""
+    from torch._inductor.compile_fx import compile_fx
+
+    compiled: Any = compile_fx(gm, list(example_inputs), config_patches=dict(options) or None)
+    return cast(Compiled, compiled)
+
+
+def inductor_options() -> Collection[str]:
+    """The names of Inductor's options."""
+    from torch._inductor import config
+
+    return frozenset(config.get_config_copy())
+
 
 INDUCTOR = Target(
     name="inductor",
@@ -14,4 +35,7 @@ INDUCTOR = Target(
     mask_with_alignment=False,
     grouped_heads=True,
     emit=emit_sdpa,
+    compile=compile_with_inductor,
+    options=inductor_options,
+    modes=True,
 )

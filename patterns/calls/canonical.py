@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,7 +12,18 @@ from ..masks.template import Alignment
 from .record import AttentionCall, MaskTerm, NearMiss, TermMode
 from .sdpa import build_call
 
-ARGUMENTS = ("query", "key", "value", "mask", "bias", "alignment", "scale", "dropout_p", "enable_gqa")
+ARGUMENTS = (
+    "query",
+    "key",
+    "value",
+    "mask",
+    "bias",
+    "alignment",
+    "scale",
+    "dropout_p",
+    "enable_gqa",
+    "empty_rows",
+)
 
 
 def canonical_arguments(node: fx.Node) -> dict[str, Any]:
@@ -45,6 +57,4 @@ def match_canonical(node: fx.Node) -> AttentionCall | NearMiss | None:
         terms.append(MaskTerm(args["bias"], TermMode.ADD))
     if isinstance(args.get("mask"), fx.Node):
         terms.append(MaskTerm(args["mask"], TermMode.KEEP, float("-inf")))
-    from dataclasses import replace
-
-    return replace(call, terms=tuple(terms))
+    return replace(call, terms=tuple(terms), empty_rows_are_nan=args.get("empty_rows") == "nan")

@@ -36,7 +36,7 @@ def build_call(
     mask = args.get("attn_mask")
     if mask is not None and not isinstance(mask, fx.Node):
         return NearMiss(node, f"attn_mask is a {type(mask).__name__}, not a tensor of the graph")
-    if mask is not None and causal:
+    if mask is not None and causal and spelling == "sdpa":
         blockers = (*blockers, "both attn_mask and is_causal are set, which PyTorch rejects")
     return AttentionCall(
         node=result or node,

@@ -25,7 +25,7 @@ def sdpa_calls(gm: fx.GraphModule) -> list[fx.Node]:
     return [n for n in gm.graph.nodes if n.target in targets]
 
 
-@pytest.mark.parametrize("target", sorted(TARGETS))
+@pytest.mark.parametrize("target", sorted(name for name, target in TARGETS.items() if target.emit is not None))
 def test_nothing_canonical_is_left(
     target: str, capture: str, dynamic: bool, models: SimpleNamespace, inputs: Any, run_passes: Any, same: Any
 ) -> None:

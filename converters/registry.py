@@ -1,0 +1,60 @@
+"""What attnlower changes in torch_tensorrt, and how it is undone: its list of lowering passes, its converters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from ..lowering.op import attention as _attention_op  # registers attnlower::attention
+from .adapters import SPELLINGS, adapter, canonical_validator, convert_canonical, validator
+
+ASSUMING_PASS = "force_causal_efficient_attention"
+"""torch_tensorrt's pass that takes every additive mask for a causal one, whatever it holds."""
+
+
+class Installation:
+    """Converters and lowering pass in torch_tensorrt's registries, until `undo`."""
+
+    def __init__(self, lowering_pass: Callable[..., Any]) -> None:
+        from torch_tensorrt.dynamo.conversion._ConverterRegistry import DYNAMO_ATEN_CONVERTERS, ConverterSupport
+        from torch_tensorrt.dynamo.lowering.passes._aten_lowering_pass import ATEN_POST_LOWERING_PASSES
+
+        self._converters: dict[Any, Any] = DYNAMO_ATEN_CONVERTERS
+        self._passes: list[Callable[..., Any]] = ATEN_POST_LOWERING_PASSES.passes
+        self._pass = lowering_pass
+        self._replaced: dict[Any, Any] = {}
+        # Replaced, not put in front: where a validator says no, torch_tensorrt's own converter would be asked next,
+        # and it takes calls that IAttention does not.
+        self._replace(
+            torch.ops.attnlower.attention.default,
+            ConverterSupport(convert_canonical, canonical_validator, supports_dynamic_shapes=True),
+        )
+        for spelling in SPELLINGS:
+            self._replace(
+                spelling.op, ConverterSupport(adapter(spelling), validator(spelling), supports_dynamic_shapes=True)
+            )
+        self._assuming = [(i, p) for i, p in enumerate(self._passes) if getattr(p, "__name__", "") == ASSUMING_PASS]
+        for _, assuming in self._assuming:
+            self._passes.remove(assuming)
+        self._passes.insert(0, lowering_pass)
+
+    def _replace(self, op: Any, support: Any) -> None:
+        self._replaced[op] = self._converters.get(op)
+        self._converters[op] = [support]
+
+    def undo(self) -> None:
+        """Put everything back as it was found."""
+        for op, before in self._replaced.items():
+            if before is None:
+                self._converters.pop(op, None)
+            else:
+                self._converters[op] = before
+        if self._pass in self._passes:
+            self._passes.remove(self._pass)
+        for index, assuming in self._assuming:
+            self._passes.insert(index, assuming)
+
+
+__all__ = ["ASSUMING_PASS", "Installation", "_attention_op"]
