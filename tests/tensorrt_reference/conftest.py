@@ -1,0 +1,1 @@
+from tensorrt_reference.fixtures import reference_tensorrt, torch_tensorrt  # noqa: F401

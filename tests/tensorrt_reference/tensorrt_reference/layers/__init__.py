@@ -1,0 +1,1 @@
+"""The layers, one family per file; each layer checks its documented rules and evaluates itself with torch."""

@@ -1,0 +1,19 @@
+"""Layer kinds and interfaces that torch_tensorrt names and the reference does not evaluate."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class _Unavailable:
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        raise NotImplementedError(f"the reference TensorRT has no {type(self).__name__}")
+
+
+NAMES = (
+    "IPoolingLayer ILRNLayer IScaleLayer IPluginV2Layer IPluginV3Layer IPaddingLayer IRaggedSoftMaxLayer IResizeLayer "
+    "ILoop ILoopBoundaryLayer IRecurrenceLayer ILoopOutputLayer ITripLimitLayer IIteratorLayer IAssertionLayer "
+    "IGridSampleLayer INMSLayer IIfConditional IReverseSequenceLayer IDistCollectiveLayer IMoELayer IDynamicQuantizeLayer"
+).split()
+
+CLASSES = {name: type(name, (_Unavailable,), {"__doc__": f"Not evaluated: {name}."}) for name in NAMES}
