@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -16,17 +16,34 @@ from .enums import DataType
 MAX_DIMS = 8
 
 
-class Dims(tuple):
-    """Sizes of a tensor; -1 is a size that the builder does not know. A tuple, where TensorRT's is a mutable array."""
+class Dims:
+    """Sizes of a tensor; -1 is a size that the builder does not know. Mutable, and equal to a list or tuple of them."""
 
-    __slots__ = ()
     MAX_DIMS = MAX_DIMS
+    __hash__ = None  # type: ignore[assignment]
 
-    def __new__(cls, shape: Iterable[int] = ()) -> Dims:
-        sizes = tuple(int(size) for size in shape)
-        if len(sizes) > MAX_DIMS:
-            raise ValueError(f"Input length {len(sizes)}. Max expected length is {MAX_DIMS}")
-        return super().__new__(cls, sizes)
+    def __init__(self, shape: Iterable[int] = ()) -> None:
+        self._sizes = [int(size) for size in shape]
+        if len(self._sizes) > MAX_DIMS:
+            raise ValueError(f"Input length {len(self._sizes)}. Max expected length is {MAX_DIMS}")
+
+    def __len__(self) -> int:
+        return len(self._sizes)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._sizes)
+
+    def __getitem__(self, index: int | slice) -> Any:
+        return tuple(self._sizes[index]) if isinstance(index, slice) else self._sizes[index]
+
+    def __setitem__(self, index: int, size: int) -> None:
+        self._sizes[index] = int(size)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Dims | list | tuple) and self._sizes == list(other)
+
+    def __repr__(self) -> str:
+        return repr(tuple(self._sizes))
 
 
 class Dims2(Dims):

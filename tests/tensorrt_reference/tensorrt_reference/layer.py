@@ -120,11 +120,13 @@ class Producer(Configurable):
         if name == "name":
             return
         pending: list[Producer] = [self]
+        first = True
         while pending:
             layer = pending.pop()
-            if layer is self or layer._results is not None:
+            if first or layer._results is not None:
                 layer._results = layer._forgotten = None
                 pending.extend(user for tensor in layer._outputs for user in tensor._consumers)
+            first = False
 
     def set_shape(self, shape: Any) -> None:
         raise AttributeError(f"{self.describe()}: the dims of a layer's output are computed, not set")

@@ -11,7 +11,19 @@ from .dtypes import torch_dtype
 from .engine import ICudaEngine, Runtime, SerializationConfig
 from .enums import DataType
 from .layer import ILayer
-from .layers import attention, cache, constant, gathering, pointwise, product, quantization, reduction, shuffle, slicing
+from .layers import (
+    attention,
+    cache,
+    constant,
+    gathering,
+    loop,
+    pointwise,
+    product,
+    quantization,
+    reduction,
+    shuffle,
+    slicing,
+)
 from .layers.unsupported import CLASSES, _Unavailable
 from .network import INetworkDefinition
 from .tensor import ITensor
@@ -43,6 +55,13 @@ _SINCE = {
     "CausalMaskKind": "11.0",
     "AttentionIOForm": "11.0",
 }
+
+_UNAVAILABLE = "IExecutionContext Refitter OnnxParser PluginField IRuntimeCache IRuntimeConfig"
+_BASES = (
+    "IProgressMonitor IProfiler Profiler IOutputAllocator IGpuAllocator IErrorRecorder IPluginV2 IPluginV2Ext "
+    "IPluginV2DynamicExt IPluginV3 IPluginV3OneCore IPluginV3OneBuild IPluginV3OneRuntime IPluginCreator "
+    "IPluginCreatorV3One IInt8Calibrator IInt8EntropyCalibrator2 IAlgorithmSelector"
+)
 
 
 class ILogger:
@@ -103,7 +122,7 @@ def nptype(datatype: DataType) -> Any:
 
 
 def _layer_classes() -> dict[str, type]:
-    families = (cache, constant, gathering, pointwise, product, quantization, reduction, shuffle, slicing)
+    families = (cache, constant, gathering, loop, pointwise, product, quantization, reduction, shuffle, slicing)
     found = {}
     for family in families:
         for name, value in vars(family).items():
@@ -124,15 +143,12 @@ def _contents() -> dict[str, Any]:
         *(dims.Dims, dims.Dims2, dims.DimsHW, dims.Dims3, dims.Dims4, dims.Permutation, dims.Weights),
     ):
         names[kind.__name__] = kind
+    names["ILoop"] = loop.ILoop
     names["IAttention"] = attention.AttentionLayer
     names["IAttentionBoundaryLayer"] = attention.IAttentionBoundaryLayer
-    for name in "IExecutionContext Refitter OnnxParser PluginField IRuntimeCache IRuntimeConfig".split():
+    for name in _UNAVAILABLE.split():
         names[name] = type(name, (_Unavailable,), {})
-    for name in (
-        "IProgressMonitor IProfiler Profiler IOutputAllocator IGpuAllocator IErrorRecorder IPluginV2 IPluginV2Ext "
-        "IPluginV2DynamicExt IPluginV3 IPluginV3OneCore IPluginV3OneBuild IPluginV3OneRuntime IPluginCreator "
-        "IPluginCreatorV3One IInt8Calibrator IInt8EntropyCalibrator2 IAlgorithmSelector"
-    ).split():
+    for name in _BASES.split():
         names[name] = type(name, (_Extensible,), {})
     names["volume"] = dims.volume
     names["nptype"] = nptype

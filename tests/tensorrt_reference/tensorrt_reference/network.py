@@ -26,7 +26,7 @@ from .enums import (
 )
 from .errors import NetworkError
 from .layer import ILayer, InputLayer, Producer
-from .layers import cache, constant, gathering, pointwise, product, quantization, reduction, shuffle, slicing
+from .layers import cache, constant, gathering, loop, pointwise, product, quantization, reduction, shuffle, slicing
 from .layers.attention import AttentionLayer
 from .settings import Configurable, Setting
 from .tensor import ITensor
@@ -196,7 +196,7 @@ class INetworkDefinition(Configurable):
         input: ITensor,
         scale: ITensor,
         bias: ITensor,
-        axesMask: int,  # noqa: N803 - TensorRT's name
+        axesMask: int,
     ) -> reduction.INormalizationLayer:
         return self._add(reduction.INormalizationLayer, [input, scale, bias], axes=axesMask)
 
@@ -255,6 +255,12 @@ class INetworkDefinition(Configurable):
     def add_dequantize(self, input: ITensor, scale: ITensor, output_type: DataType) -> quantization.IDequantizeLayer:
         return self._add(quantization.IDequantizeLayer, [input, scale], complete=False, to_type=output_type)
 
+    def add_loop(self) -> loop.ILoop:
+        return loop.ILoop(self)
+
+    def _loop_layer(self, kind: Any, inputs: Sequence[ITensor], owner: loop.ILoop) -> Any:
+        return self._keep(kind(self, inputs, self._name(kind.__name__), owner), complete=False)
+
     # -- attention --------------------------------------------------------------------------------------------------
 
     def _attention(self, inputs: Sequence[ITensor], norm_op: Any, causal: CausalMaskKind) -> AttentionLayer:
@@ -306,15 +312,15 @@ class INetworkDefinition(Configurable):
     def __getattr__(self, name: str) -> Any:
         # Only reached for what is not defined above. A kind that TensorRT has and the reference lacks must say so, and
         # not look like a typing error in a converter; what the version lacks stays an AttributeError.
-        if name in _NOT_EVALUATED:
+        if name in _NOT_EVALUATED.split():
             raise NotImplementedError(f"the reference TensorRT does not evaluate the layers of {name}")
         raise AttributeError(f"TensorRT {versions.current()}: INetworkDefinition has no attribute {name!r}")
 
 
 _KV_CACHE_UPDATE = cache.IKVCacheUpdateLayer
 
-_NOT_EVALUATED = frozenset(
+_NOT_EVALUATED = (
     "add_pooling_nd add_lrn add_scale add_scale_nd add_padding_nd add_ragged_softmax add_plugin_v2 add_plugin_v3 "
-    "add_plugin add_resize add_loop add_assertion add_grid_sample add_nms add_dynamic_quantize add_dynamic_quantize_v2 "
-    "add_if_conditional add_reverse_sequence add_moe add_dist_collective".split()
+    "add_plugin add_resize add_assertion add_grid_sample add_nms add_dynamic_quantize "
+    "add_dynamic_quantize_v2 add_if_conditional add_reverse_sequence add_moe add_dist_collective"
 )

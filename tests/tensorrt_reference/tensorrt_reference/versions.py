@@ -9,13 +9,7 @@ from typing import Any
 SUPPORTED = ("10.14", "10.15", "10.16", "11.0", "11.1")
 
 # Build numbers only make `__version__` look like TensorRT's; nothing depends on them.
-_FULL = {
-    "10.14": "10.14.1.48",
-    "10.15": "10.15.1.29",
-    "10.16": "10.16.0.72",
-    "11.0": "11.0.0.114",
-    "11.1": "11.1.0.106",
-}
+_BUILDS = {"10.14": "1.48", "10.15": "1.29", "10.16": "0.72", "11.0": "0.114", "11.1": "0.106"}
 
 _current = "11.0"
 _weak_shapes = False
@@ -34,7 +28,7 @@ def current() -> str:
 
 def full_version() -> str:
     """`tensorrt.__version__` of the current release."""
-    return _FULL[_current]
+    return f"{_current}.{_BUILDS[_current]}"
 
 
 def at_least(release: str) -> bool:

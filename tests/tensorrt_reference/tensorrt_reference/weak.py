@@ -52,9 +52,8 @@ def _forgotten_by(layer: Producer) -> tuple[Flags, ...]:
     ranks = [output.ndim for output in layer.results[0]]
     inputs = layer.present_inputs()
     values = [i for i in layer.host_inputs() if i < len(inputs)]
-    if not any(any(forgotten_dims(t)) for t in inputs) and not values:
-        if not layer.computes_dims():
-            return tuple((False,) * rank for rank in ranks)
+    if not values and not layer.computes_dims() and not any(any(forgotten_dims(t)) for t in inputs):
+        return tuple((False,) * rank for rank in ranks)
     return tuple(layer.forget(index, rank) for index, rank in enumerate(ranks))
 
 

@@ -17,7 +17,7 @@ _UPDATE = "NvInfer.h, IKVCacheUpdateLayer and addKVCacheUpdate()"
 
 
 class IRotaryEmbeddingLayer(ILayer):
-    """Rotates pairs of a [B, H, S, D] tensor by cos/sin [B, S, D/2], or by rows of [maxPos + 1, D/2] at position ids."""
+    """Rotates pairs of [B, H, S, D] by cos/sin [B, S, D/2], or by the rows of [maxPos + 1, D/2] at position ids."""
 
     layer_type = LayerType.ROTARY_EMBEDDING
     interleaved = Setting(False, bool)

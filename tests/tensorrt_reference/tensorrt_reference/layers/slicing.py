@@ -17,6 +17,7 @@ from ..settings import Setting
 
 _SLICE = "NvInfer.h, ISliceLayer"
 START, SIZE, STRIDE, FILL, AXES = 1, 2, 3, 4, 5
+_PARAMETERS = ((START, "start"), (SIZE, "shape"), (STRIDE, "stride"))
 
 
 class ISliceLayer(ILayer):
@@ -46,7 +47,7 @@ class ISliceLayer(ILayer):
             typing.same_type(self, [self._inputs[0], self._inputs[FILL]])
         if self.axes is None and self.position(AXES) is None:
             rank = len(self._inputs[0].shape)
-            for index, name in ((START, "start"), (SIZE, "shape"), (STRIDE, "stride")):
+            for index, name in _PARAMETERS:
                 if self.position(index) is None and len(getattr(self, name)) != rank:
                     detail = f"{name} {getattr(self, name)} for an input of {rank} dims"
                     raise NetworkError("slice rank", self.describe(), detail, _SLICE)
@@ -57,7 +58,7 @@ class ISliceLayer(ILayer):
         if self.mode is not SampleMode.STRICT_BOUNDS:
             return
         numbers = []
-        for index, name in ((START, "start"), (SIZE, "shape"), (STRIDE, "stride")):
+        for index, name in _PARAMETERS:
             given = None if self.position(index) is None else self._inputs[index]
             numbers.append(list(getattr(self, name)) if given is None else inference.constant_values(given))
         if any(row is None for row in numbers):
@@ -72,10 +73,7 @@ class ISliceLayer(ILayer):
 
     def evaluate(self, inputs: list[torch.Tensor]) -> tuple[torch.Tensor]:
         data = inputs[0]
-        start, size, stride = (
-            self._numbers(inputs, index, name)
-            for index, name in ((START, "start"), (SIZE, "shape"), (STRIDE, "stride"))
-        )
+        start, size, stride = (self._numbers(inputs, index, name) for index, name in _PARAMETERS)
         axes = self._numbers(inputs, AXES, "axes")
         axes = list(range(data.ndim)) if axes is None else [axis % data.ndim for axis in axes]
         inside = None

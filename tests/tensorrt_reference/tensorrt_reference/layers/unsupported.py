@@ -10,10 +10,11 @@ class _Unavailable:
         raise NotImplementedError(f"the reference TensorRT has no {type(self).__name__}")
 
 
-NAMES = (
+_NAMES = (
     "IPoolingLayer ILRNLayer IScaleLayer IPluginV2Layer IPluginV3Layer IPaddingLayer IRaggedSoftMaxLayer IResizeLayer "
-    "ILoop ILoopBoundaryLayer IRecurrenceLayer ILoopOutputLayer ITripLimitLayer IIteratorLayer IAssertionLayer "
-    "IGridSampleLayer INMSLayer IIfConditional IReverseSequenceLayer IDistCollectiveLayer IMoELayer IDynamicQuantizeLayer"
-).split()
+    "ILoopBoundaryLayer IAssertionLayer "
+    "IGridSampleLayer INMSLayer IIfConditional IReverseSequenceLayer IDistCollectiveLayer IMoELayer "
+    "IDynamicQuantizeLayer"
+)
 
-CLASSES = {name: type(name, (_Unavailable,), {"__doc__": f"Not evaluated: {name}."}) for name in NAMES}
+CLASSES = {name: type(name, (_Unavailable,), {"__doc__": f"Not evaluated: {name}."}) for name in _NAMES.split()}
