@@ -11,7 +11,7 @@ import math
 import torch
 
 from ...patterns import build
-from ...patterns.expr import Expr, Op
+from ...patterns.expr import Expr, Op, Sort
 from ...patterns.facts import Facts
 from ...patterns.masks.template import K, Q, extent
 from ...patterns.predicate import Predicate
@@ -61,7 +61,7 @@ def _is_key(candidate: Expr, keys: Expr) -> Expr:
     return build.and_(build.le(build.ZERO, candidate), build.lt(candidate, keys))
 
 
-_SUMS = frozenset({"add", "sub", "neg", "abs", "cast", "to"})
+_SUMS = frozenset({"add", "sub", "neg", "abs", "cast"})
 
 
 def _is_finite(bias: Expr, facts: Facts) -> bool:
@@ -83,16 +83,21 @@ def _bound(expr: Expr, parts: list[float], facts: Facts) -> float:
     if expr.op is Op.ITE:
         return max(parts)
     if expr.op is Op.TO_FLOAT:
-        low, high = facts.bounds(expr.args[0])
-        largest = math.inf if low is None or high is None else max(abs(low), abs(high))
-        # integers are int64 at most
-        return _fits(min(largest, 2.0**63), expr.payload)
+        return _fits(_integer_bound(expr.args[0], facts), expr.payload)
     if expr.op is not Op.APPLY:
         return math.inf
     name, _, dtype = str(expr.payload).partition(":")
+    if name == "to" and expr.args[0].sort is Sort.INT and hasattr(torch, dtype):
+        return _fits(_integer_bound(expr.args[0], facts), getattr(torch, dtype))
     if (name not in _SUMS and name != "mul") or len(parts) != len(expr.args) or not hasattr(torch, dtype):
         return math.inf
     return _fits(math.prod(parts) if name == "mul" else math.fsum(parts), getattr(torch, dtype))
+
+
+def _integer_bound(expr: Expr, facts: Facts) -> float:
+    low, high = facts.bounds(expr)
+    largest = math.inf if low is None or high is None else max(abs(low), abs(high))
+    return min(largest, 2.0**63)  # no tensor holds larger integers than int64
 
 
 def _fits(bound: float, dtype: torch.dtype) -> float:
