@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,6 +13,10 @@ from .adapters import SPELLINGS, adapter, canonical_validator, convert_canonical
 
 ASSUMING_PASS = "force_causal_efficient_attention"
 """torch_tensorrt's pass that takes every additive mask for a causal one, whatever it holds."""
+
+
+SHAPELESS = (torch.ops.aten.gather.default,)
+"""Ops whose converter in torch_tensorrt holds for dynamic shapes, as it reads none, but is not registered for them."""
 
 
 class Installation:
@@ -35,14 +40,17 @@ class Installation:
             self._replace(
                 spelling.op, ConverterSupport(adapter(spelling), validator(spelling), supports_dynamic_shapes=True)
             )
+        for op in SHAPELESS:
+            self._replace(op, *(replace(c, supports_dynamic_shapes=True) for c in self._converters.get(op, ())))
         self._assuming = [(i, p) for i, p in enumerate(self._passes) if getattr(p, "__name__", "") == ASSUMING_PASS]
         for _, assuming in self._assuming:
             self._passes.remove(assuming)
         self._passes.insert(0, lowering_pass)
 
-    def _replace(self, op: Any, support: Any) -> None:
+    def _replace(self, op: Any, *supports: Any) -> None:
         self._replaced[op] = self._converters.get(op)
-        self._converters[op] = [support]
+        if supports:
+            self._converters[op] = list(supports)
 
     def undo(self) -> None:
         """Put everything back as it was found."""

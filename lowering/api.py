@@ -23,8 +23,8 @@ from .inspecting import inspection, inspector
 from .options import checked_timeout
 from .plan import make_assumed_variant
 from .report import Report
+from .target import Target
 from .targets import find_target
-from .targets.base import Target
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from .history import remember
 from .options import BackendOptions, parse_options
 from .plan import Plan, make_plan
 from .report import Report
-from .targets.base import run_as_it_is
+from .target import run_as_it_is
 
 log = logging.getLogger("attnlower")
 _warned: set[str] = set()

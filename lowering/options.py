@@ -9,8 +9,8 @@ from typing import Any
 
 from ..errors import OptionError
 from ..patterns.prover import DEFAULT_TIMEOUT_MS
+from .target import Target
 from .targets import find_target
-from .targets.base import Target
 
 PADDING_MODES = ("guard", "keep")
 OWN_OPTIONS = ("target", "padding", "strict", "timeout_ms")

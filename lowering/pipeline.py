@@ -13,7 +13,7 @@ from .copying import copy_graph_module, restore_graph
 from .passes import Canonicalize, DropMask, FoldRepeatKV, GuardPadding, Legalize, MaskToAlignment, ShareMasks
 from .passes.base import Pass, PassContext, Site
 from .result import PassResult
-from .targets.base import Target
+from .target import Target
 
 PIPELINE: tuple[Pass, ...] = (
     Canonicalize(),

@@ -18,7 +18,7 @@ from .passes.base import PassContext, Site
 from .passes.guard_padding import guard_obstacle
 from .pipeline import Variant, build_variant
 from .report import Report, build_report
-from .targets.base import Target
+from .target import Target
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from ...patterns.sizes import shape_of
 from ..copying import rename
 from ..op import attention as _attention_op  # registers attnlower::attention
 from ..result import Change, PassResult, Refusal
-from ..targets.base import Target
+from ..target import Target
 from .erasing import erase_if_dead
 
 

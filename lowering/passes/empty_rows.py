@@ -127,7 +127,7 @@ def _look(emitter: Emitter, mask: fx.Node) -> Rows:
     present = emitter.call(_ATEN.any.dim, open_keys, -1, True, shape=row, dtype=torch.bool)
     if boolean:
         absent = emitter.call(_ATEN.logical_not.default, present, shape=row, dtype=torch.bool)
-        return Rows(present, emitter.call(_ATEN.bitwise_or.Tensor, mask, absent, shape=shape, dtype=torch.bool))
+        return Rows(present, emitter.call(_ATEN.logical_or.default, mask, absent, shape=shape, dtype=torch.bool))
     zero = emitter.scalar(0.0, dtype)
     return Rows(present, emitter.call(_ATEN.where.self, present, mask, zero, shape=shape, dtype=dtype))
 

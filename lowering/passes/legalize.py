@@ -12,7 +12,7 @@ from ...errors import LegalizeError
 from ...patterns.calls.canonical import canonical_arguments, is_canonical
 from ...patterns.masks.template import Alignment
 from ..result import Change, PassResult
-from ..targets.base import Target
+from ..target import Target
 from .base import PassContext, take_name
 
 

@@ -106,7 +106,7 @@ def broadcast_shape(tensors: Sequence[fx.Node]) -> tuple[Size, ...]:
 def both(emitter: Emitter, left: fx.Node, right: fx.Node) -> fx.Node:
     """The conjunction of two boolean masks whose axes are 1 or the scores'."""
     shape = broadcast_shape([left, right])
-    return emitter.call(_ATEN.bitwise_and.Tensor, left, right, shape=shape, dtype=torch.bool)
+    return emitter.call(_ATEN.logical_and.default, left, right, shape=shape, dtype=torch.bool)
 
 
 def bias_where(emitter: Emitter, allowed: fx.Node, bias: fx.Node) -> fx.Node:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ...errors import OptionError
-from .base import Target
+from ..target import Target
 from .eager import EAGER
 from .inductor import INDUCTOR
 from .tensorrt import TENSORRT

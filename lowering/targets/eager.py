@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ...patterns.masks.template import Alignment
-from .base import Target
+from ..target import Target
 from .inductor import inductor_options
 from .sdpa import emit_sdpa
 

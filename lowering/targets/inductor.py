@@ -8,7 +8,7 @@ from typing import Any, cast
 from torch import fx
 
 from ...patterns.masks.template import Alignment
-from .base import Compiled, Target
+from ..target import Compiled, Target
 from .sdpa import emit_sdpa
 
 

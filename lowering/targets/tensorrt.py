@@ -13,8 +13,12 @@ from typing import Any
 from torch import fx
 
 from ...patterns.masks.template import Alignment
-from .base import Compiled, Compiler, Target
-
+from ..passes.empty_rows import EmptyRows
+from ..passes.explicit_scale import ExplicitScale
+from ..passes.mask_shape import MaskShape
+from ..passes.single_mask import SingleMask
+from ..passes.static_dims import StaticDims
+from ..target import Compiled, Compiler, Target
 from .iattention import IAttentionSupport, iattention_support
 
 # Found by name when it is needed: `converters` builds on this package, not the other way round.
@@ -66,7 +70,7 @@ def tensorrt_target(version: str = "11.0", *, decompose: bool = False) -> Target
         explicit_alignment=True,
         compile=compile_with_tensorrt,
         options=tensorrt_options,
-        passes=(),
+        passes=(StaticDims(), ExplicitScale(), SingleMask(), MaskShape(), EmptyRows()),
     )
 
 

@@ -35,7 +35,7 @@ def read_same(reader: Reader, node: fx.Node, coords: Coords) -> Expr:
     return convert(reader.read(source, coords), reader.dtype(source), reader.dtype(node))
 
 
-@RULES.register(aten.unsqueeze)
+@RULES.register(aten.unsqueeze, aten.unsqueeze_copy)
 def read_unsqueeze(reader: Reader, node: fx.Node, coords: Coords) -> Expr:
     """Drop the coordinate of the new axis."""
     args = bind(node)
@@ -43,7 +43,7 @@ def read_unsqueeze(reader: Reader, node: fx.Node, coords: Coords) -> Expr:
     return reader.read(args["self"], coords[:dim] + coords[dim + 1 :])
 
 
-@RULES.register(aten.squeeze)
+@RULES.register(aten.squeeze, aten.squeeze_copy)
 def read_squeeze(reader: Reader, node: fx.Node, coords: Coords) -> Expr:
     """Put zero where an axis of size one was dropped."""
     args = bind(node)
@@ -57,7 +57,7 @@ def read_squeeze(reader: Reader, node: fx.Node, coords: Coords) -> Expr:
     return reader.read(args["self"], tuple(build.ZERO if d in dropped else next(rest) for d in range(len(shape))))
 
 
-@RULES.register(aten.expand, aten.expand_as, aten.broadcast_to)
+@RULES.register(aten.expand, aten.expand_as, aten.broadcast_to, aten.expand_copy)
 def read_expand(reader: Reader, node: fx.Node, coords: Coords) -> Expr:
     """Axes of size one repeat their only element."""
     return reader.broadcast(bind(node)["self"], coords)
@@ -77,7 +77,7 @@ def read_repeat(reader: Reader, node: fx.Node, coords: Coords) -> Expr:
     return reader.read(source, index)
 
 
-@RULES.register(aten.transpose)
+@RULES.register(aten.transpose, aten.transpose_copy)
 def read_transpose(reader: Reader, node: fx.Node, coords: Coords) -> Expr:
     """Swap two coordinates."""
     args = bind(node)
@@ -87,7 +87,7 @@ def read_transpose(reader: Reader, node: fx.Node, coords: Coords) -> Expr:
     return reader.read(args["self"], tuple(swapped))
 
 
-@RULES.register(aten.t, aten.numpy_T, aten.mT)
+@RULES.register(aten.t, aten.numpy_T, aten.mT, aten.t_copy)
 def read_t(reader: Reader, node: fx.Node, coords: Coords) -> Expr:
     """Reverse the coordinates of a matrix."""
     if len(coords) > 2:
@@ -95,7 +95,7 @@ def read_t(reader: Reader, node: fx.Node, coords: Coords) -> Expr:
     return reader.read(bind(node)["self"], coords[::-1])
 
 
-@RULES.register(aten.permute)
+@RULES.register(aten.permute, aten.permute_copy)
 def read_permute(reader: Reader, node: fx.Node, coords: Coords) -> Expr:
     """Axis i of the result is axis dims[i] of the source."""
     args = bind(node)
@@ -105,7 +105,7 @@ def read_permute(reader: Reader, node: fx.Node, coords: Coords) -> Expr:
     return reader.read(args["self"], tuple(moved))
 
 
-@RULES.register(aten.select)
+@RULES.register(aten.select, aten.select_copy)
 def read_select(reader: Reader, node: fx.Node, coords: Coords) -> Expr:
     """Put the selected index back."""
     args = bind(node)
@@ -126,7 +126,7 @@ def slice_start(reader: Reader, start: object, extent: Expr) -> Expr:
     return reader.choose(build.lt(first, build.ZERO), clamped, first)
 
 
-@RULES.register(aten.slice)
+@RULES.register(aten.slice, aten.slice_copy)
 def read_slice(reader: Reader, node: fx.Node, coords: Coords) -> Expr:
     """Element i of a slice is element start + i * step."""
     args = bind(node)
@@ -137,7 +137,7 @@ def read_slice(reader: Reader, node: fx.Node, coords: Coords) -> Expr:
     return reader.read(args["self"], at(coords, dim, index))
 
 
-@RULES.register(aten.narrow)
+@RULES.register(aten.narrow, aten.narrow_copy)
 def read_narrow(reader: Reader, node: fx.Node, coords: Coords) -> Expr:
     """Element i is element start + i."""
     args = bind(node)
@@ -174,7 +174,17 @@ def read_roll(reader: Reader, node: fx.Node, coords: Coords) -> Expr:
     return reader.read(args["self"], index)
 
 
-@RULES.register(aten.view, aten.reshape, aten._unsafe_view, aten.flatten, aten.unflatten, aten._reshape_alias)
+@RULES.register(
+    aten.view,
+    aten.view_copy,
+    aten.reshape,
+    aten._reshape_copy,
+    aten._unsafe_view,
+    aten.flatten,
+    aten.unflatten,
+    aten._reshape_alias,
+    aten._reshape_alias_copy,
+)
 def read_view(reader: Reader, node: fx.Node, coords: Coords) -> Expr:
     """Axes that both shapes share keep their coordinate; a run between them is re-split in row-major order."""
     source = bind(node)["self"]

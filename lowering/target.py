@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from torch import fx
 
-from ...patterns.masks.template import Alignment
+from ..patterns.masks.template import Alignment
 
 if TYPE_CHECKING:
-    from ..passes.base import Pass
+    from .passes.base import Pass
 
 Emitter = Callable[[fx.GraphModule, fx.Node], fx.Node]
 Compiled = Callable[..., Any]
