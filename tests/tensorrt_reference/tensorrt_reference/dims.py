@@ -12,6 +12,7 @@ import torch
 
 from .dtypes import datatype_of_torch, torch_dtype
 from .enums import DataType
+from .modes import plain
 
 MAX_DIMS = 8
 
@@ -79,6 +80,7 @@ def volume(shape: Iterable[int]) -> int:
 class Weights:
     """Constant data: `Weights(array)`, `Weights(dtype)` (empty) or `Weights(dtype, pointer, count)`; copied at once."""
 
+    @plain
     def __init__(self, a: Any = DataType.FLOAT, ptr: int | None = None, count: int = 0) -> None:
         if isinstance(a, DataType):
             self.tensor = _read(a, ptr, count) if ptr is not None else torch.empty(0, dtype=torch_dtype(a))

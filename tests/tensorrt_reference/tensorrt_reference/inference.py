@@ -13,10 +13,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.utils._python_dispatch import _disable_current_modes
 
 from . import versions, weak
 from .errors import NetworkError
+from .modes import plain
 
 if TYPE_CHECKING:
     from .layer import Producer
@@ -43,6 +43,7 @@ def _on_one_device(values: Sequence[torch.Tensor], host: Sequence[int]) -> list[
     return [value if index in host or value.is_meta else value.to("meta") for index, value in enumerate(values)]
 
 
+@plain
 def infer(layer: Producer) -> list[tuple[torch.Tensor, ...]]:
     """The layer's outputs at each point, cached until the layer or one before it changes."""
     if layer.results is None:
@@ -61,24 +62,23 @@ def infer(layer: Producer) -> list[tuple[torch.Tensor, ...]]:
 
 
 def _at_point(layer: Producer, point: int) -> tuple[torch.Tensor, ...]:
-    with _disable_current_modes(), torch.no_grad():
-        if layer.is_input:
-            return (layer.probe(point),)
-        inputs = [t._producer.results[point][t._index] for t in layer.present_inputs()]
-        inputs = _on_one_device(inputs, layer.host_inputs())
-        try:
-            outputs = layer.evaluate(inputs)
-        except (NetworkError, NotImplementedError):
-            raise
-        except Exception as problem:
-            shapes = [f"{t.name}{tuple(v.shape)}" for t, v in zip(layer.present_inputs(), inputs, strict=True)]
-            raise NetworkError(
-                "shape inference",
-                layer.describe(),
-                f"cannot be computed at the {POINTS[point]} of the profile for {', '.join(shapes)}: {problem}",
-                "every layer's dims must be computable at the optimisation profile's points",
-            ) from problem
-        return tuple(place(output) for output in outputs)
+    if layer.is_input:
+        return (layer.probe(point),)
+    inputs = [t._producer.results[point][t._index] for t in layer.present_inputs()]
+    inputs = _on_one_device(inputs, layer.host_inputs())
+    try:
+        outputs = layer.evaluate(inputs)
+    except (NetworkError, NotImplementedError):
+        raise
+    except Exception as problem:
+        shapes = [f"{t.name}{tuple(v.shape)}" for t, v in zip(layer.present_inputs(), inputs, strict=True)]
+        raise NetworkError(
+            "shape inference",
+            layer.describe(),
+            f"cannot be computed at the {POINTS[point]} of the profile for {', '.join(shapes)}: {problem}",
+            "every layer's dims must be computable at the optimisation profile's points",
+        ) from problem
+    return tuple(place(output) for output in outputs)
 
 
 def probes_of(tensor: ITensor) -> list[torch.Tensor]:
@@ -96,6 +96,7 @@ def dims_of(tensor: ITensor) -> tuple[int, ...]:
     return sizes
 
 
+@plain
 def constant_values(tensor: ITensor) -> list[Any] | None:
     """The elements of a shape tensor, None where the builder does not know one; None if it is no shape tensor."""
     probes = probes_of(tensor)

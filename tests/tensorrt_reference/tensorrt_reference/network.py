@@ -28,6 +28,7 @@ from .errors import NetworkError
 from .layer import ILayer, InputLayer, Producer
 from .layers import cache, constant, gathering, loop, pointwise, product, quantization, reduction, shuffle, slicing
 from .layers.attention import AttentionLayer
+from .modes import plain
 from .settings import Configurable, Setting
 from .tensor import ITensor
 
@@ -115,7 +116,7 @@ class INetworkDefinition(Configurable):
         for layer in [*self._inputs, *self._layers]:
             layer.changed("everything")
         for layer in self._layers:
-            layer.check()
+            plain(layer.check)()
             for tensor in layer._outputs:
                 _ = tensor.shape
 
@@ -127,7 +128,7 @@ class INetworkDefinition(Configurable):
     def _keep(self, layer: Any, complete: bool = True) -> Any:
         self._layers.append(layer)
         if complete:
-            layer.check()
+            plain(layer.check)()
         return layer
 
     def _add(self, kind: type[ILayer], inputs: Sequence[ITensor | None], complete: bool = True, **settings: Any) -> Any:

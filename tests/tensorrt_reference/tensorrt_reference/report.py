@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING
 import torch
 
 from .enums import AttentionIOForm, AttentionNormalizationOp, CausalMaskKind, DataType
+from .errors import NetworkError
 from .layers.attention import KEY_VALUE_LENGTHS, QUERY_LENGTHS, AttentionLayer
 from .runtime_module import ReferenceModule
 
 if TYPE_CHECKING:
     from .network import INetworkDefinition
+    from .tensor import ITensor
 
 _networks: list[INetworkDefinition] = []
 _compilations: list[Compilation] = []
@@ -159,8 +161,11 @@ def describe(network: INetworkDefinition | None = None) -> str:
     return "\n".join(lines)
 
 
-def _tensor(tensor: object) -> str:
-    return f"{tensor.name} {tensor.dtype.name}{tuple(tensor.shape)}"  # type: ignore[attr-defined]
+def _tensor(tensor: ITensor) -> str:
+    try:
+        return f"{tensor.name} {tensor.dtype.name}{tuple(tensor.shape)}"
+    except (NetworkError, NotImplementedError):
+        return f"{tensor.name} (not computable)"
 
 
 def _extra(layer: object) -> str:

@@ -15,9 +15,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
-from torch.utils._python_dispatch import _disable_current_modes
 
 from . import inference
+from .modes import plain
 
 if TYPE_CHECKING:
     from .layer import Producer
@@ -29,6 +29,7 @@ Flags = tuple[bool, ...]
 _PERTURBATIONS = (3, 8)
 
 
+@plain
 def forgotten_dims(tensor: ITensor) -> Flags:
     """Which sizes of the tensor are forgotten."""
     layer = tensor._producer
@@ -57,6 +58,7 @@ def _forgotten_by(layer: Producer) -> tuple[Flags, ...]:
     return tuple(layer.forget(index, rank) for index, rank in enumerate(ranks))
 
 
+@plain
 def forgotten_elements(tensor: ITensor) -> torch.Tensor:
     """Which elements of a shape tensor depend on forgotten sizes; a bool tensor of its shape."""
     layer = tensor._producer
@@ -76,8 +78,7 @@ def forgotten_elements(tensor: ITensor) -> torch.Tensor:
             value = inference.probes_of(t)[0]
             values.append(value if mask is None else torch.where(mask, _perturbed(value, amount), value))
         try:
-            with _disable_current_modes(), torch.no_grad():
-                other = tuple(layer.evaluate(values))[tensor._index]
+            other = tuple(layer.evaluate(values))[tensor._index]
         except Exception:  # an index that left its range: everything depends on it
             return torch.ones(plain.shape, dtype=torch.bool)
         if other.shape != plain.shape:

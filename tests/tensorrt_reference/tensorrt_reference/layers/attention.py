@@ -9,6 +9,7 @@ import torch
 
 from ..enums import AttentionIOForm, AttentionNormalizationOp, CausalMaskKind, DataType, LayerType
 from ..layer import Producer
+from ..modes import plain
 from ..rules import attention as rules
 from ..settings import Setting
 from ..tensor import ITensor
@@ -117,6 +118,7 @@ class AttentionLayer(Producer):
     def get_output(self, index: int) -> ITensor | None:
         return self._outputs[0] if index == 0 else None
 
+    @plain
     def check_input(self, index: int) -> None:
         """The rules for one input; the whole layer is checked when it is built."""
         query, key, value = self._inputs[:3]
