@@ -73,11 +73,14 @@ def _scaled(ctx: Any, query: Any, scale: float, name: str) -> Any:
     if scale == 1.0:
         return query
     import tensorrt as trt
+    from torch._subclasses.fake_tensor import unset_fake_temporarily
     from torch_tensorrt import _enums
     from torch_tensorrt.dynamo.conversion.converter_utils import get_trt_tensor
 
     dtype = _enums.dtype._from(query.dtype).to(torch.dtype)
-    factor = get_trt_tensor(ctx, torch.full((1,) * len(query.shape), scale, dtype=dtype), f"{name}_scale")
+    with unset_fake_temporarily():  # torch.compile converts under Dynamo's fake mode
+        value = torch.full((1,) * len(query.shape), scale, dtype=dtype)
+    factor = get_trt_tensor(ctx, value, f"{name}_scale")
     product = ctx.net.add_elementwise(query, factor, trt.ElementWiseOperation.PROD)
     product.name = f"{name}_scaled_query"
     return product.get_output(0)
