@@ -199,9 +199,20 @@ class INetworkDefinition(Configurable):
         bias: ITensor,
         axesMask: int,
     ) -> reduction.INormalizationLayer:
-        return self._add(reduction.INormalizationLayer, [input, scale, bias], axes=axesMask)
+        return self._add(reduction.INormalizationLayer, [input, scale, bias], complete=False, axes=axesMask)
 
-    add_normalization_v2 = add_normalization
+    @versions.since("10.15")
+    def add_normalization_v2(
+        self,
+        input: ITensor,
+        scale: ITensor,
+        bias: ITensor,
+        axesMask: int,
+    ) -> reduction.INormalizationLayer:
+        layer = self._add(
+            reduction.INormalizationLayer, [input, scale, bias], complete=False, axes=axesMask, _per_channel=True
+        )
+        return layer
 
     def add_topk(
         self, input: ITensor, op: TopKOperation, k: int, axes: int, indices_type: DataType = DataType.INT32

@@ -35,8 +35,18 @@ class IRotaryEmbeddingLayer(ILayer):
         if len(cos.shape) != rank or len(sin.shape) != rank:
             detail = f"the caches need {rank} dims {'with' if with_positions else 'without'} position ids: "
             raise NetworkError("rotary rank", self.describe(), detail + shape.dims_text([cos, sin]), _ROTARY)
-        if self.rotary_embedding_dim % 2:
-            raise NetworkError("rotary dim", self.describe(), f"{self.rotary_embedding_dim} is odd", _ROTARY)
+        width = self.rotary_embedding_dim or data.shape[3]
+        if width == -1 or width % 2 or width > data.shape[3]:
+            raise NetworkError("rotary dim", self.describe(), f"{width} of {shape.dims_text([data])}", _ROTARY)
+        for tensor in (cos, sin):
+            if tensor.shape[-1] != width // 2:
+                detail = f"the caches need a last dim of {width // 2}: {shape.dims_text([tensor])}"
+                raise NetworkError("rotary dim", self.describe(), detail, _ROTARY)
+        if with_positions:
+            positions = self._inputs[3]
+            typing.indices(self, positions, _ROTARY)
+            if len(positions.shape) != 2:
+                raise NetworkError("rotary rank", self.describe(), shape.dims_text([positions]), _ROTARY)
 
     def evaluate(self, inputs: list[torch.Tensor]) -> tuple[torch.Tensor]:
         data, cos, sin = inputs[:3]
@@ -76,6 +86,7 @@ class IKVCacheUpdateLayer(ILayer):
         shape.inputs_are_set(self, 3)
         cache, update, indices = self._inputs[:3]
         typing.same_type(self, [cache, update])
+        typing.one_of(self, cache, FLOATING, "the cache", _UPDATE)
         typing.one_of(self, indices, INTEGER, "the write indices", _UPDATE)
         if len(cache.shape) != 4 or len(update.shape) != 4 or len(indices.shape) != 1:
             detail = f"[B, H, Smax, D], [B, H, S, D] and [B] are needed: {shape.dims_text([cache, update, indices])}"

@@ -7,17 +7,21 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .. import inference, weak
+from .. import weak
 from ..dims import Dims, Weights, as_weights, volume
 from ..dtypes import torch_dtype
 from ..enums import DataType, FillOperation, LayerType
 from ..errors import NetworkError
 from ..layer import ILayer
-from ..rules import shape
+from ..rules import shape, typing
 from ..settings import Setting
 
 if TYPE_CHECKING:
     from ..network import INetworkDefinition
+
+
+_CONSTANT = "NvInfer.h, INetworkDefinition::addConstant()"
+_FILL = "NvInfer.h, IFillLayer::setInput() and addFill()"
 
 
 class IConstantLayer(ILayer):
@@ -36,7 +40,9 @@ class IConstantLayer(ILayer):
         weights: Weights = self.weights
         if volume(self.shape) != weights.size:
             detail = f"the shape {self.shape} has {volume(self.shape)} elements, the weights have {weights.size}"
-            raise NetworkError("weights count", self.describe(), detail, "NvInfer.h, INetworkDefinition::addConstant()")
+            raise NetworkError("weights count", self.describe(), detail, _CONSTANT)
+        if weights.dtype is DataType.UINT8:
+            raise NetworkError("data type", self.describe(), "UINT8 is not supported", _CONSTANT)
 
     def evaluate(self, inputs: list[torch.Tensor]) -> tuple[torch.Tensor]:
         return (self.weights.tensor.reshape(tuple(self.shape)),)
@@ -58,7 +64,7 @@ class IShapeLayer(ILayer):
 
 
 class IFillLayer(ILayer):
-    """LINSPACE: alpha + beta * index, over the last axis or, with a 1-d beta, over every axis."""
+    """LINSPACE: alpha + the sum over the axes of beta[axis] * index[axis]."""
 
     layer_type = LayerType.FILL
     shape = Setting(Dims(), Dims)
@@ -80,6 +86,19 @@ class IFillLayer(ILayer):
             shape.shape_tensor(self, self._inputs[0], "the shape")
         if (self.position(1) is None) != (self.position(2) is None):
             raise NetworkError("fill parameters", self.describe(), "one of alpha and beta is dynamic", source)
+        if self.position(1) is None:
+            if self.position(0) is None and len(self.shape) != 1:
+                raise NetworkError("fill parameters", self.describe(), f"{self.shape} needs a dynamic delta", _FILL)
+            return
+        start, delta = self._inputs[1:3]
+        typing.same_type(self, [start, delta])
+        if start.dtype is not self.to_type:
+            detail = f"the output type {self.to_type.name} differs from that of {start.name} {start.dtype.name}"
+            raise NetworkError("strong typing", self.describe(), detail, typing.STRONG_TYPING)
+        rank = len(self.shape) if self.position(0) is None else self._inputs[0].shape[0]
+        if len(start.shape) != 0 or tuple(delta.shape) != (rank,):
+            detail = f"start must be a scalar, delta 1-d of {rank}: {shape.dims_text([start, delta])}"
+            raise NetworkError("fill parameters", self.describe(), detail, _FILL)
 
     def evaluate(self, inputs: list[torch.Tensor]) -> tuple[torch.Tensor]:
         sizes = self.value(inputs, 0)
@@ -90,21 +109,13 @@ class IFillLayer(ILayer):
         dtype = torch_dtype(self.to_type) if alpha is None else alpha.dtype
         device = "meta" if alpha is not None and (alpha.is_meta or beta.is_meta) else "cpu"
         start = torch.tensor(self.alpha, dtype=dtype) if alpha is None else alpha
-        steps = torch.tensor(self.beta, dtype=dtype) if beta is None else beta
-        steps = steps.reshape(-1)
+        steps = torch.tensor([self.beta], dtype=dtype) if beta is None else beta
         result = start.reshape(()).expand(dims).to(device)
         for axis, size in enumerate(dims):
-            step_index = axis - (len(dims) - steps.numel())
-            if step_index >= 0:
-                ramp = torch.arange(size, device=device).to(dtype) * steps[step_index].to(device)
-                result = result + ramp.reshape([-1 if i == axis else 1 for i in range(len(dims))])
+            ramp = torch.arange(size, device=device).to(dtype) * steps[axis].to(device)
+            result = result + ramp.reshape([-1 if i == axis else 1 for i in range(len(dims))])
         return (result,)
 
     def forget(self, index: int, rank: int) -> tuple[bool, ...]:
         sizes = self._inputs[0] if self._inputs else None
         return (False,) * rank if sizes is None else weak.forget_sizes_from(sizes)
-
-
-def known_shape(tensor: Any) -> bool:
-    """Whether the builder knows every size."""
-    return -1 not in inference.dims_of(tensor)

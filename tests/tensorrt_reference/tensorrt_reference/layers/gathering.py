@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from .. import inference, weak
+from .. import weak
 from ..dtypes import torch_dtype
 from ..enums import DataType, GatherMode, LayerType, ScatterMode, TopKOperation
 from ..errors import NetworkError
@@ -163,11 +163,17 @@ class ITopKLayer(ILayer):
         return self.axes.bit_length() - 1
 
     def check(self) -> None:
-        source = "NvInfer.h, INetworkDefinition::addTopK(): one reduce axis"
+        source = "NvInfer.h, INetworkDefinition::addTopK()"
         typing.not_one_of(self, self._inputs[0], (DataType.BOOL,), "the input", source)
         shape.axis_in_range(self, self._axis, len(self._inputs[0].shape), source)
         if self.axes != 1 << self._axis:
             raise NetworkError("axis", self.describe(), f"the axes mask {self.axes:b} names several axes", source)
+        if self._axis < len(self._inputs[0].shape) - 4:
+            raise NetworkError("axis", self.describe(), f"axis {self._axis} is none of the last four", source)
+        if self.position(1) is not None:
+            shape.shape_tensor(self, self._inputs[1], "k")
+        elif not 1 <= self.k <= 3840:
+            raise NetworkError("top-k", self.describe(), f"k = {self.k} lies outside 1..3840", source)
 
     def evaluate(self, inputs: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         given = self.value(inputs, 1)
@@ -208,8 +214,3 @@ class INonZeroLayer(ILayer):
         if inputs[0].is_meta:  # the upper bound, which differs from probe to probe where any size does
             return (torch.empty((inputs[0].ndim, inputs[0].numel()), dtype=dtype, device="meta"),)
         return (torch.nonzero(inputs[0]).T.to(dtype),)
-
-
-def constant_or_none(layer: ILayer, index: int) -> list[int | None] | None:
-    """The values of an input that is a shape tensor."""
-    return None if layer.position(index) is None else inference.constant_values(layer._inputs[index])

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import torch
 
-from .. import weak
-from ..dtypes import FLOATING
+from .. import inference, weak
+from ..dtypes import FLOATING, INTEGER
 from ..enums import CumulativeOperation, DataType, LayerType, ReduceOperation
 from ..errors import NetworkError
 from ..layer import ILayer
@@ -45,6 +45,8 @@ class IReduceLayer(ILayer):
         source = "NvInfer.h, INetworkDefinition::addReduce()"
         _axes_in_range(self, self.axes, source)
         typing.not_one_of(self, self._inputs[0], (DataType.BOOL,), "the input", source)
+        if self.op is ReduceOperation.AVG and self._inputs[0].is_shape_tensor:
+            typing.not_one_of(self, self._inputs[0], INTEGER, "the shape tensor of AVG", source)
 
     def evaluate(self, inputs: list[torch.Tensor]) -> tuple[torch.Tensor]:
         value, axes = inputs[0], axes_of(self.axes)
@@ -106,6 +108,9 @@ class ICumulativeLayer(ILayer):
     def check(self) -> None:
         shape.inputs_are_set(self, 2)
         shape.shape_tensor(self, self._inputs[1], "the axis")
+        if len(self._inputs[1].shape) or None in (inference.constant_values(self._inputs[1]) or [None]):
+            detail = "the axis must be a 0-d build time constant"
+            raise NetworkError("constant axes", self.describe(), detail, "NvInfer.h, addCumulative()")
         typing.not_one_of(
             self, self._inputs[0], (DataType.BOOL,), "the input", "NVIDIA operator documentation, Cumulative"
         )
@@ -128,6 +133,7 @@ class INormalizationLayer(ILayer):
     epsilon = Setting(1e-5, float)
     axes = Setting(1, int)
     num_groups = Setting(1, int)
+    _per_channel = False
 
     def check(self) -> None:
         source = "NvInfer.h, INormalizationLayer and addNormalization()"
@@ -137,6 +143,20 @@ class INormalizationLayer(ILayer):
         typing.same_type(self, [data, scale, bias])
         _axes_in_range(self, self.axes, source)
         shape.equal_ranks(self, [data, scale, bias], source)
+        if tuple(scale.shape) != tuple(bias.shape):
+            detail = f"scale and bias differ: {shape.dims_text([scale, bias])}"
+            raise NetworkError("normalization dims", self.describe(), detail, source)
+        channels = self.num_groups if self.num_groups > 1 and not self._per_channel else data.shape[1]
+        for axis, size in enumerate(scale.shape):
+            expected = channels if axis == 1 else data.shape[axis]
+            if size != 1 and expected != -1 and size != expected:
+                detail = f"axis {axis} must be 1 or {expected}: {shape.dims_text([data, scale])}"
+                raise NetworkError("normalization dims", self.describe(), detail, source)
+
+    @property
+    def is_v2(self) -> bool:
+        """Whether scale and bias of a group norm are per channel, [1, C, 1, 1], and not per group."""
+        return self._per_channel
 
     def evaluate(self, inputs: list[torch.Tensor]) -> tuple[torch.Tensor]:
         data, scale, bias = inputs
@@ -147,6 +167,9 @@ class INormalizationLayer(ILayer):
         mean = value.mean(dim=axes, keepdim=True)
         variance = (value - mean).square().mean(dim=axes, keepdim=True)
         normal = ((value - mean) / torch.sqrt(variance + self.epsilon)).reshape(data.shape)
+        if self.num_groups > 1 and not self._per_channel:
+            per_group = data.shape[1] // self.num_groups
+            scale, bias = (t.repeat_interleave(per_group, dim=1) if t.shape[1] > 1 else t for t in (scale, bias))
         return ((normal * scale.float() + bias.float()).to(data.dtype),)
 
     def forget(self, index: int, rank: int) -> tuple[bool, ...]:
