@@ -9,7 +9,8 @@ Only for ATen graphs, whose nodes carry `meta["val"]`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import operator
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -103,6 +104,23 @@ class Emitter:
         node.meta["val"] = self._recorded.new_empty(tuple(shape), dtype=dtype)
         return node
 
+    def first_of(
+        self, target: torch._ops.OpOverload, *args: Any, shape: Sequence[Size], dtypes: Sequence[torch.dtype]
+    ) -> fx.Node:
+        """Insert a call that returns several tensors of one shape, and take the first.
+
+        Args:
+            target: the ATen op.
+            args: its positional arguments.
+            shape: the sizes of its results.
+            dtypes: the dtypes of its results.
+        """
+        several = self._insert(target, args, {})
+        several.meta["val"] = tuple(self._recorded.new_empty(tuple(shape), dtype=dtype) for dtype in dtypes)
+        first = self._insert(operator.getitem, (several, 0), {})
+        first.meta["val"] = several.meta["val"][0]
+        return first
+
     def size(self, tensor: fx.Node, dim: int) -> int | fx.Node:
         """The size of a tensor's dim: an int if it is static, else a node that holds it.
 
@@ -127,7 +145,7 @@ class Emitter:
         """A tensor of rank 0."""
         return self.call(torch.ops.aten.scalar_tensor.default, value, shape=(), dtype=dtype, device=self.device)
 
-    def _insert(self, target: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> fx.Node:
+    def _insert(self, target: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> fx.Node:
         with self._before.graph.inserting_before(self._before):
             node = self._before.graph.call_function(target, args, kwargs)
         node.meta.update(self._meta)

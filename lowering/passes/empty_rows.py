@@ -92,7 +92,8 @@ def _rewrite(
     mask = call.arguments[given[0]]
     rows = shared.get(mask, [mask], call.node, lambda: _look(call.emitter(), mask))
     set_arguments(call.node, **{given[0]: rows.mask, "empty_rows": "nan"})
-    _zero_where_empty(call, rows.present)
+    zeroed = zero_where_empty(call.emitter(call.node.next), rows.present, call.node)
+    continue_with(call, zeroed, zeroed)
     erase_if_dead(call.node.graph, mask)
     return f"queries without any key in '{mask.name}' get zeros"
 
@@ -120,22 +121,25 @@ def _keys_suffice(call: CanonicalCall) -> bool:
 def _look(emitter: Emitter, mask: fx.Node) -> Rows:
     shape, dtype = shape_of_node(mask), dtype_of_node(mask)
     row = (*shape[:-1], 1)
-    boolean = dtype is torch.bool
-    open_keys = mask
-    if not boolean:  # NaN counts as a key: what it gives is NaN, not zero
-        open_keys = emitter.call(_ATEN.ne.Scalar, mask, float("-inf"), shape=shape, dtype=torch.bool)
-    present = emitter.call(_ATEN.any.dim, open_keys, -1, True, shape=row, dtype=torch.bool)
-    if boolean:
+    present = rows_with_a_key(emitter, mask)
+    if dtype is torch.bool:
         absent = emitter.call(_ATEN.logical_not.default, present, shape=row, dtype=torch.bool)
         return Rows(present, emitter.call(_ATEN.logical_or.default, mask, absent, shape=shape, dtype=torch.bool))
     zero = emitter.scalar(0.0, dtype)
     return Rows(present, emitter.call(_ATEN.where.self, present, mask, zero, shape=shape, dtype=dtype))
 
 
-def _zero_where_empty(call: CanonicalCall, present: fx.Node) -> None:
-    """Zeros in the output's rows of the queries without a key."""
-    emitter = call.emitter(call.node.next)
-    shape, dtype = shape_of_node(call.node), dtype_of_node(call.node)
+def rows_with_a_key(emitter: Emitter, mask: fx.Node) -> fx.Node:
+    """Boolean, the shape of a boolean or additive mask with 1 for the keys: True where a query has a key."""
+    shape = shape_of_node(mask)
+    open_keys = mask
+    if dtype_of_node(mask) is not torch.bool:  # NaN counts as a key: what it gives is NaN, not zero
+        open_keys = emitter.call(_ATEN.ne.Scalar, mask, float("-inf"), shape=shape, dtype=torch.bool)
+    return emitter.call(_ATEN.any.dim, open_keys, -1, True, shape=(*shape[:-1], 1), dtype=torch.bool)
+
+
+def zero_where_empty(emitter: Emitter, present: fx.Node, output: fx.Node) -> fx.Node:
+    """Zeros in the rows of an output (..., Q, Ev) whose queries have no key."""
+    shape, dtype = shape_of_node(output), dtype_of_node(output)
     zero = emitter.scalar(0.0, dtype)
-    chosen = emitter.call(_ATEN.where.self, present, call.node, zero, shape=shape, dtype=dtype)
-    continue_with(call, chosen, chosen)
+    return emitter.call(_ATEN.where.self, present, output, zero, shape=shape, dtype=dtype)

@@ -70,7 +70,7 @@ def _tensor_problem(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
         return "query, key and value have different batch sizes"
     if k[1] is not v[1] or k[2] is not v[2]:
         return "key and value have different numbers of heads or of keys"
-    for what, size in (("query heads", q[1]), ("key heads", k[1]), ("head width", q[3])):
+    for what, size in (("number of query heads", q[1]), ("number of key heads", k[1]), ("head width", q[3])):
         if not size.is_const or size.value < 1:
             return f"the {what} is dynamic" if not size.is_const else f"the {what} is 0"
     if q[3] is not k[3]:
@@ -116,12 +116,12 @@ def _extent_problem(name: str, shape: Sequence[Expr], scores: Sequence[Expr]) ->
 
 def _setting_problem(args: Mapping[str, Any]) -> str:
     scale, dropout = args.get("scale"), args.get("dropout_p", 0.0)
+    if isinstance(dropout, bool) or not isinstance(dropout, (int, float)) or dropout != 0:
+        return "dropout is applied to the weights"
     if scale is None:
         return "the scale is implicit"
     if isinstance(scale, bool) or not isinstance(scale, (int, float)):
         return "the scale is not a number"
-    if isinstance(dropout, bool) or not isinstance(dropout, (int, float)) or dropout != 0:
-        return "dropout is applied to the weights"
     if args.get("empty_rows", "zeros") != "nan":
         return "a query without any key gives zeros"
     return ""
