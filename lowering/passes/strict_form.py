@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from torch import fx
 
+from .attention_rank import AttentionRank
 from .base import Pass
 from .decompose_attention import DecomposeAttention, nothing_refused
 from .empty_rows import EmptyRows
@@ -13,6 +14,7 @@ from .explicit_scale import ExplicitScale
 from .mask_shape import MaskShape
 from .single_mask import SingleMask
 from .static_dims import StaticDims
+from .value_width import ValueWidth
 
 
 def strict_passes(refusal: Callable[[fx.Node], str] = nothing_refused) -> tuple[Pass, ...]:
@@ -24,10 +26,12 @@ def strict_passes(refusal: Callable[[fx.Node], str] = nothing_refused) -> tuple[
         refusal: says of a strict call why the target does not take it; it is written out then.
     """
     return (
-        StaticDims(),
         ExplicitScale(),
+        AttentionRank(),
+        ValueWidth(),
         SingleMask(),
         EmptyRows(),
         MaskShape(),
         DecomposeAttention(refusal),
+        StaticDims(),
     )

@@ -164,6 +164,12 @@ class Checked:
         return [c.what for r in self.results[1:] for c in r.changes]
 
     @property
+    def what_decomposed(self) -> str:
+        """What `decompose_attention` did to the only call."""
+        (what,) = [c.what for r in self.results if r.name == "decompose_attention" for c in r.changes]
+        return what
+
+    @property
     def refusals(self) -> list[str]:
         """What they refused."""
         return [f.reason for r in self.results[1:] for f in r.refusals]
