@@ -21,6 +21,8 @@ FUZZ ?=
 ZOO ?=
 # More words for the releases, such as: make zoo-releases RELEASES='--releases 4.53.* latest --models llama bart'
 RELEASES ?= --write
+# More words for the latency on TensorRT, such as: make bench-tensorrt BENCH='--models Qwen3-0.6B --rounds 9'
+BENCH ?=
 # More words for the demo, such as: make demo DEMO='--layers 4'
 DEMO ?=
 
@@ -45,10 +47,10 @@ if missing:
 endef
 export CHECK_PYTHON
 
-.PHONY: help venv lint format test fuzz zoo zoo-releases wheel-check demo demo-quick bench-save readme-tables clean
+.PHONY: help venv lint format test fuzz zoo zoo-releases wheel-check demo demo-quick bench-save bench-tensorrt readme-tables clean
 
 help: ## this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 venv: $(VENV)/.installed ## create .venv and install attnlower (editable) with all it needs for tests and demo
 
@@ -113,6 +115,12 @@ bench-save: venv ## run the demo in float32 and in bfloat16 and keep its JSON in
 	  $(BIN)/attnlower demo --dtype $$dtype --json $(DEMO) > $(VENV)/demo.json; \
 	  mv $(VENV)/demo.json "bench/results/demo-$$dtype.json"; \
 	done
+
+bench-tensorrt: venv ## on a machine with TensorRT and a GPU: torch_tensorrt's latency and soundness, with and without attnlower
+	@$(BIN)/python -c "import sys, torch; torch.cuda.is_available() or sys.exit('nothing was measured: torch in $(VENV) sees no CUDA GPU')"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[tensorrt]'
+	$(BIN)/python bench/tensorrt_soundness.py
+	$(BIN)/python bench/tensorrt_latency.py $(BENCH)
 
 readme-tables: venv ## write README's measurements from bench/results/
 	$(BIN)/python bench/tables.py

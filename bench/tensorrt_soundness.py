@@ -2,7 +2,8 @@
 
 `attn_bias_is_causal`, on by default, takes every additive mask of as many queries as keys for a causal one. This runs
 the cases of tensorrt_cases.py and tensorrt_models.py through torch_tensorrt with and without attnlower and prints the
-largest absolute difference to eager, in float32. Without TensorRT and a GPU it runs on the tests' reference and says so.
+largest absolute difference to eager, in float32. Without TensorRT and a GPU it runs on the tests' reference, and says
+so.
 """
 
 from __future__ import annotations
