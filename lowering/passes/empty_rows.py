@@ -30,7 +30,7 @@ from ...patterns.sizes import int_expr, ranges_of, shape_env_of
 from ..result import PassResult, Refusal
 from .base import PassContext
 from .canonical_calls import CanonicalCall, continue_with, for_each_call, set_arguments
-from .emitting import Emitter, dtype_of_node, shape_of_node
+from .emitting import Emitter, Size, dtype_of_node, shape_of_node
 from .erasing import erase_if_dead
 from .mask_tensors import scores_shape
 from .nonempty_rows import every_query_has_a_key
@@ -120,10 +120,9 @@ def _keys_suffice(call: CanonicalCall) -> bool:
 
 def _look(emitter: Emitter, mask: fx.Node) -> Rows:
     shape, dtype = shape_of_node(mask), dtype_of_node(mask)
-    row = (*shape[:-1], 1)
     present = rows_with_a_key(emitter, mask)
     if dtype is torch.bool:
-        absent = emitter.call(_ATEN.logical_not.default, present, shape=row, dtype=torch.bool)
+        absent = emitter.call(_ATEN.logical_not.default, present, shape=_row_shape(mask), dtype=torch.bool)
         return Rows(present, emitter.call(_ATEN.logical_or.default, mask, absent, shape=shape, dtype=torch.bool))
     zero = emitter.scalar(0.0, dtype)
     return Rows(present, emitter.call(_ATEN.where.self, present, mask, zero, shape=shape, dtype=dtype))
@@ -135,7 +134,12 @@ def rows_with_a_key(emitter: Emitter, mask: fx.Node) -> fx.Node:
     open_keys = mask
     if dtype_of_node(mask) is not torch.bool:  # NaN counts as a key: what it gives is NaN, not zero
         open_keys = emitter.call(_ATEN.ne.Scalar, mask, float("-inf"), shape=shape, dtype=torch.bool)
-    return emitter.call(_ATEN.any.dim, open_keys, -1, True, shape=(*shape[:-1], 1), dtype=torch.bool)
+    return emitter.call(_ATEN.any.dim, open_keys, -1, True, shape=_row_shape(mask), dtype=torch.bool)
+
+
+def _row_shape(mask: fx.Node) -> tuple[Size, ...]:
+    shape = shape_of_node(mask)
+    return (*shape[:-1], 1) if shape else ()
 
 
 def zero_where_empty(emitter: Emitter, present: fx.Node, output: fx.Node) -> fx.Node:

@@ -187,7 +187,7 @@ def test_a_finite_block_leaves_no_row_empty(check: Any) -> None:
 
 
 @pytest.mark.parametrize("name", ["mask", "bias"])
-@pytest.mark.parametrize("axes", [("b", 1, 1, "k"), ("b", 4, "q", "k"), ("q", "k"), ("b", 1, "q", 1), ("k",)])
+@pytest.mark.parametrize("axes", [("b", 1, 1, "k"), ("b", 4, "q", "k"), ("q", "k"), ("b", 1, "q", 1), ("k",), ()])
 def test_any_mask(check: Any, dtype: torch.dtype, name: str, axes: Any) -> None:
     done = check(PASSES, {**SELF, name: axes}, dtype=dtype)
     assert written_out(done)
