@@ -13,7 +13,6 @@ from torch import fx
 from ..patterns.calls.canonical import ARGUMENTS
 from ..patterns.calls.strict import strict_arguments_problem, strict_problem
 from ..patterns.masks.template import Alignment
-from ..patterns.metadata import module_path
 from ..patterns.reader import bind, bind_arguments
 from .builder import build_attention
 from .call import StrictCall
@@ -101,9 +100,7 @@ def _convert(ctx: Any, arguments: Mapping[str, Any], name: str) -> Any:
         alignment=Alignment(arguments.get("alignment", Alignment.NONE.value)),
         scale=float(scale),
     )
-    node = getattr(ctx, "current_node", None)
-    module = module_path(node) if isinstance(node, fx.Node) else ""
-    return build_attention(ctx, name, call, tensorrt_support(), module)
+    return build_attention(ctx, name, call, tensorrt_support())
 
 
 def canonical_validator(node: fx.Node, settings: Any = None) -> bool:

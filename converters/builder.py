@@ -18,15 +18,14 @@ from .call import StrictCall
 _METADATA_BYTES = 4096
 
 
-def build_attention(ctx: Any, name: str, call: StrictCall, support: IAttentionSupport, module: str = "") -> Any:
+def build_attention(ctx: Any, name: str, call: StrictCall, support: IAttentionSupport) -> Any:
     """Add an IAttention layer to a network.
 
     Args:
         ctx: torch_tensorrt's ConversionContext.
-        name: of the layer.
+        name: of the layer, the issuing module's path in it; also its metadata, which the engine inspector shows.
         call: what to compute; a query without any key gives NaN.
         support: what this version of TensorRT offers.
-        module: path of the module that issued the call, shown by the engine inspector.
 
     Returns:
         The output ITensor, (B, Hq, Q, E) in the query's dtype.
@@ -63,8 +62,8 @@ def build_attention(ctx: Any, name: str, call: StrictCall, support: IAttentionSu
     # where no single kernel serves (an old GPU, an odd head size), several may: the build must not fail for that
     layer.decomposable = True
     layer.name = name
-    if support.metadata and module:
-        layer.metadata = module.encode()[: _METADATA_BYTES - 1].decode(errors="ignore")
+    if support.metadata:
+        layer.metadata = name.encode()[: _METADATA_BYTES - 1].decode(errors="ignore")
     return layer.get_output(0)
 
 

@@ -42,8 +42,10 @@ class Installation:
             )
         for op in SHAPELESS:
             self._replace(op, *(replace(c, supports_dynamic_shapes=True) for c in self._converters.get(op, ())))
-        self._assuming = [(i, p) for i, p in enumerate(self._passes) if getattr(p, "__name__", "") == ASSUMING_PASS]
-        for _, assuming in self._assuming:
+        self._before: list[tuple[Callable[..., Any], Callable[..., Any] | None]] = []
+        for assuming in [p for p in self._passes if getattr(p, "__name__", "") == ASSUMING_PASS]:
+            after = self._passes[self._passes.index(assuming) + 1 :]
+            self._before.append((assuming, after[0] if after else None))
             self._passes.remove(assuming)
         self._passes.insert(0, lowering_pass)
 
@@ -61,8 +63,9 @@ class Installation:
                 self._converters[op] = before
         if self._pass in self._passes:
             self._passes.remove(self._pass)
-        for index, assuming in self._assuming:
-            self._passes.insert(index, assuming)
+        for assuming, follower in reversed(self._before):
+            place = self._passes.index(follower) if follower in self._passes else len(self._passes)
+            self._passes.insert(place, assuming)
 
 
 __all__ = ["ASSUMING_PASS", "Installation", "_attention_op"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -189,8 +189,9 @@ def build_report(
         assumptions: what the caller vouched for.
     """
     refusals = {(r.module, r.node): r.reason for p in passes for r in p.refusals}
+    written_out = {(c.module, c.node): c.what for p in passes if p.name == "decompose_attention" for c in p.changes}
     sites = tuple(
-        _site(found, general[i], guarded[i] if guarded is not None else None, refusals)
+        _written_out(_site(found, general[i], guarded[i] if guarded is not None else None, refusals), written_out)
         for i, found in enumerate(analysis.sites)
     )
     stats = analysis.prover.stats
@@ -208,6 +209,12 @@ def build_report(
             "import_ms": stats.import_ms,
         },
     )
+
+
+def _written_out(site: AttentionSite, reasons: Mapping[tuple[str, str], str]) -> AttentionSite:
+    """Say why no attention layer is made of a call, if so."""
+    why = reasons.get((site.module, site.node))
+    return site if why is None else replace(site, reason=f"{site.reason}; {why}")
 
 
 def _site(

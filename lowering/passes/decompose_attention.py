@@ -135,7 +135,9 @@ def _scaled(emitter: Emitter, args: dict[str, Any]) -> fx.Node:
             as_tensor = emitter.call(
                 _ATEN.scalar_tensor.default, width, shape=(), dtype=torch.float32, device=emitter.device
             )
-            scale = emitter.call(_ATEN.rsqrt.default, as_tensor, shape=(), dtype=torch.float32)
+            # torch_tensorrt leaves the size an integer in `scalar_tensor`; the cast is no work in PyTorch
+            as_float = emitter.call(_ATEN._to_copy.default, as_tensor, shape=(), dtype=torch.float32)
+            scale = emitter.call(_ATEN.rsqrt.default, as_float, shape=(), dtype=torch.float32)
     if not isinstance(scale, fx.Node) and scale == 1:
         return query  # type: ignore[no-any-return]
     return emitter.call(_ATEN.mul.Tensor, query, scale, shape=shape, dtype=dtype)

@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import pkgutil
 from collections.abc import Collection, Mapping, Sequence
+from functools import partial
 from typing import Any
 
+import torch
 from torch import fx
 
+from ...patterns.calls.canonical import canonical_arguments
+from ...patterns.facts import Facts
 from ...patterns.masks.template import Alignment
-from ..passes.empty_rows import EmptyRows
-from ..passes.explicit_scale import ExplicitScale
-from ..passes.mask_shape import MaskShape
-from ..passes.single_mask import SingleMask
-from ..passes.static_dims import StaticDims
+from ...patterns.metadata import tensor_of
+from ...patterns.sizes import ranges_of, shape_env_of, shape_of
+from ..passes.size_inputs import SizeInputs
+from ..passes.strict_form import strict_passes
 from ..target import Compiled, Compiler, Target
 from .iattention import IAttentionSupport, iattention_support
 
@@ -70,8 +73,25 @@ def tensorrt_target(version: str = "11.0", *, decompose: bool = False) -> Target
         explicit_alignment=True,
         compile=compile_with_tensorrt,
         options=tensorrt_options,
-        passes=(StaticDims(), ExplicitScale(), SingleMask(), MaskShape(), EmptyRows()),
+        passes=(SizeInputs(), *strict_passes(partial(_refusal, support, decompose))),
     )
+
+
+def _refusal(support: IAttentionSupport, decompose: bool, call: fx.Node) -> str:
+    """Why a strict call is not made an attention layer; empty if it is."""
+    if decompose:
+        return "decompose_attention is set"
+    args = canonical_arguments(call)
+    query, key = tensor_of(args["query"]), tensor_of(args["key"])
+    causal = Alignment(args.get("alignment", Alignment.NONE.value)) is not Alignment.NONE
+    limit = support.exact_causal_keys
+    if not causal or limit is None or query is None or key is None or query.dtype is torch.float32:
+        return ""
+    ranges = ranges_of(shape_env_of((key,)))
+    most = Facts(ranges, {}).bounds(shape_of(key)[-2])[1]
+    if most is not None and most <= limit:
+        return ""
+    return f"causal attention in half precision over more than {limit} keys is wrong before TensorRT 11.0"
 
 
 def _alignments(support: IAttentionSupport) -> frozenset[Alignment]:

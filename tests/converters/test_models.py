@@ -45,7 +45,7 @@ class Case:
 
 
 CASES = (
-    Case("Qwen2ForCausalLM", 2, 2),
+    Case("Qwen2ForCausalLM", 2, 1),  # its second layer has a sliding window
     Case("LlamaForCausalLM", 2, 2),
     Case("Gemma3ForCausalLM", 2, 1, ("sdpa",)),
     Case("GPT2LMHeadModel", 2, 2),
@@ -54,9 +54,19 @@ CASES = (
     Case("BartForConditionalGeneration", 6, 2, ("sdpa",), decoder=True),
     Case("MBartForConditionalGeneration", 6, 2, ("sdpa",), decoder=True),
     Case("MarianMTModel", 6, 2, ("sdpa",), decoder=True),
-    Case("WhisperForConditionalGeneration", 6, 2, ("sdpa",), decoder=True, frames=64),
+    Case("WhisperForConditionalGeneration", 6, 2, ("sdpa",), decoder=True, frames=192),
 )
 RUNS = [pytest.param(c, s, id=f"{c.name}-{s}") for c in CASES for s in c.spellings]
+
+
+def grouped_qwen2() -> torch.nn.Module:
+    """Four query heads, two key heads, as the published Qwen2 models have fewer key heads."""
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+    config = Qwen2Config(**sizes, num_attention_heads=4, num_key_value_heads=2, use_cache=False)
+    return Qwen2ForCausalLM(config).eval()
 
 
 def model_of(case: Case, spelling: str) -> torch.nn.Module:
@@ -139,4 +149,17 @@ def test_reference_one_engine_with_every_attention(
         assert len(causal) == case.causal
         assert all(layer.mask is None for layer in causal)
     assert not attnlower.last_report().error
+    check(case, model, compiled, masked)
+
+
+@pytest.mark.parametrize("masked", [False, True], ids=["no mask", "padding"])
+def test_reference_grouped_heads_stay_grouped(masked: bool, registered: Any, torch_tensorrt: Any) -> None:
+    """IAttention reads the two key heads as they are, with a mask tensor too."""
+    case, model = Case("Qwen2ForCausalLM", 2, 2), grouped_qwen2()
+    with torch.no_grad():
+        compiled = compile_model(torch_tensorrt, model, arguments(case, model, TRACED, masked))
+    assert registered.compilations() == [registered.Compilation(engines=1, torch_nodes=())]
+    layers = registered.attentions()
+    assert [(layer.query[1], layer.key[1]) for layer in layers] == [(4, 2)] * 2
+    assert {layer.causal.name for layer in layers} == ({"NONE"} if masked else {"UPPER_LEFT"})
     check(case, model, compiled, masked)
