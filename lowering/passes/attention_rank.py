@@ -26,7 +26,7 @@ from torch import fx
 from ..result import PassResult, Refusal
 from .base import PassContext
 from .canonical_calls import CanonicalCall, continue_with, for_each_call, set_arguments
-from .emitting import Emitter, Size, dtype_of_node, same_size, shape_of_node, static_size
+from .emitting import Emitter, Size, dtype_of_node, fake_of_shape, same_size, shape_of_node, static_size
 from .sharing import Shared
 from .single_mask import mask_problem
 
@@ -155,8 +155,7 @@ def _to_rank_four(call: CanonicalCall, shared: Shared[fx.Node]) -> str:
     behind = call.emitter(call.node.next)
     sizes = [behind.size(query, i) for i in range(rank - 1)] + [behind.size(args["value"], -1)]
     back = behind.call(_ATEN.reshape.default, call.node, sizes, shape=output, dtype=dtype)
-    recorded = call.node.meta["val"]
-    call.node.meta["val"] = recorded.new_empty(four, dtype=dtype)
+    call.node.meta["val"] = fake_of_shape(call.node.meta["val"], four, dtype)
     call.node.meta.pop("tensor_meta", None)
     continue_with(call, back, back)
     return f"rank {rank} as rank 4"

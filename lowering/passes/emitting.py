@@ -9,6 +9,7 @@ Only for ATen graphs, whose nodes carry `meta["val"]`.
 
 from __future__ import annotations
 
+import contextlib
 import operator
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -19,7 +20,7 @@ from torch import fx
 from ...errors import LegalizeError
 from ...patterns.expr import Expr
 from ...patterns.metadata import tensor_of
-from ...patterns.sizes import int_expr
+from ...patterns.sizes import int_expr, shape_env_of
 
 Size = int | torch.SymInt
 _KEPT_META = ("nn_module_stack", "stack_trace", "torch_fn", "custom")
@@ -34,6 +35,14 @@ def static_size(size: Size) -> int | None:
 def same_size(left: Size, right: Size) -> bool:
     """True if two sizes are the same expression; two symbols that merely have equal hints are not."""
     return int_expr(left) is int_expr(right)
+
+
+def fake_of_shape(like: torch.Tensor, shape: Sequence[Size], dtype: torch.dtype) -> torch.Tensor:
+    """A fake tensor of these sizes, in the mode and on the device of another, without a guard on any size."""
+    env = shape_env_of([like, *shape])
+    # the cache of fake tensors asks for memory formats, and would guard on the answers
+    with env.suppress_guards() if env is not None else contextlib.nullcontext():
+        return like.new_empty(tuple(shape), dtype=dtype)
 
 
 class SizeNodes:
@@ -101,7 +110,7 @@ class Emitter:
         takes_dtype = any(a.name == "dtype" and a.kwarg_only for a in target._schema.arguments)
         named = {**({"dtype": dtype} if takes_dtype else {}), **kwargs}
         node = self._insert(target, args, named)
-        node.meta["val"] = self._recorded.new_empty(tuple(shape), dtype=dtype)
+        node.meta["val"] = fake_of_shape(self._recorded, shape, dtype)
         return node
 
     def first_of(
@@ -116,7 +125,7 @@ class Emitter:
             dtypes: the dtypes of its results.
         """
         several = self._insert(target, args, {})
-        several.meta["val"] = tuple(self._recorded.new_empty(tuple(shape), dtype=dtype) for dtype in dtypes)
+        several.meta["val"] = tuple(fake_of_shape(self._recorded, shape, dtype) for dtype in dtypes)
         first = self._insert(operator.getitem, (several, 0), {})
         first.meta["val"] = several.meta["val"][0]
         return first

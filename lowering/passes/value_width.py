@@ -16,7 +16,7 @@ from torch import fx
 from ..result import PassResult
 from .base import PassContext
 from .canonical_calls import CanonicalCall, continue_with, for_each_call, set_arguments
-from .emitting import Emitter, dtype_of_node, shape_of_node, static_size
+from .emitting import Emitter, dtype_of_node, fake_of_shape, shape_of_node, static_size
 
 _ATEN = torch.ops.aten
 
@@ -68,6 +68,6 @@ def _cut(call: CanonicalCall, width: int, wide: int) -> None:
     cut = call.emitter(node.next).call(
         _ATEN.slice.Tensor, node, len(shape) - 1, 0, width, shape=(*shape[:-1], width), dtype=dtype
     )
-    node.meta["val"] = node.meta["val"].new_empty((*shape[:-1], wide), dtype=dtype)
+    node.meta["val"] = fake_of_shape(node.meta["val"], (*shape[:-1], wide), dtype)
     node.meta.pop("tensor_meta", None)
     continue_with(call, cut, cut)
