@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from tensorrt_reference import Compilation, NetworkError
+from torch._dynamo.exc import BackendCompilerFailed
 
 
 class SelfAttention(torch.nn.Module):
@@ -122,6 +123,16 @@ def test_a_broken_rule_is_not_swallowed(reference_tensorrt: ModuleType, torch_te
     )
     full = mask.expand(2, 1, 6, 6).clone()
     torch.testing.assert_close(compiled(x, full), model(x, full), atol=1e-5, rtol=0)
+
+
+def test_a_broken_rule_reaches_the_caller_of_torch_compile(
+    reference_tensorrt: ModuleType, torch_tensorrt: ModuleType
+) -> None:
+    """torch_tensorrt falls back to eager on a RuntimeError; the reference's finding is none, and is not lost."""
+    query, key, bias = torch.randn(2, 4, 8, 16), torch.randn(2, 4, 9, 16), torch.randn(2, 4, 1, 9)
+    compiled = torch.compile(EfficientAttention(), backend="torch_tensorrt", options={"min_block_size": 1})
+    with pytest.raises(BackendCompilerFailed, match="attention mask materialised"):
+        compiled(query, key, bias)
 
 
 @pytest.mark.parametrize("assumed", [True, False])

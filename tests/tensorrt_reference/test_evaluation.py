@@ -447,6 +447,8 @@ def test_cache_update_writes_into_the_callers_cache() -> None:
     (result,) = built.evaluate(inputs).values()
     assert result[:, 0, :, 0].tolist() == [[0, 1, 1, 0], [0, 0, 0, 1]]  # what lies beyond the end is ignored
     assert torch.equal(inputs["cache"], result)
+    assert built.get_aliased_input_tensor("output0") == "cache"
+    assert built.get_aliased_input_tensor("update") is None
 
 
 @pytest.mark.parametrize("reverse", [False, True])

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from tensorrt_reference import NetworkError
+from tensorrt_reference import EngineError, NetworkError
 from tensorrt_reference.by_hand import constant, engine, run
 
 pytestmark = pytest.mark.usefixtures("reference_tensorrt")
@@ -214,6 +214,15 @@ def test_gathers() -> None:
     assert run(gather(0, "ND"), tensors(([3, 4], F32), ([5, 1], I64))).shape == (5, 4)
 
 
+def test_negative_indices_need_a_static_axis() -> None:
+    inputs = {"x0": torch.ones(3, 4), "x1": torch.tensor([-1])}
+    assert run(gather(), inputs).shape == (1, 4)
+    assert run(gather(), inputs, {"x0": ((3, 2), (3, 9))}).shape == (1, 4)
+    built = engine(gather(), inputs, {"x0": ((2, 4), (9, 4))})
+    with pytest.raises(EngineError, match="undefined behavior"):
+        built.evaluate(inputs)
+
+
 def scatter(axis: int = 0, mode: str = "ELEMENT") -> Callable[..., Any]:
     def body(network, data, indices, updates):
         import tensorrt as trt
@@ -381,6 +390,23 @@ def test_networks_have_outputs_and_profiles() -> None:
         return network.add_input("unprofiled", trt.float32, (-1,))
 
     refused("profile", dynamic_inside, tensors(([3], F32)))
+    refused("input as output", lambda network, x: x, tensors(([3], F32)))
+
+    def same_name(network, x):
+        import tensorrt as trt
+
+        network.add_input("x0", trt.float32, (3,))
+        return network.add_identity(x).get_output(0)
+
+    def inside_loop(network, x):
+        import tensorrt as trt
+
+        loop = network.add_loop()
+        loop.add_trip_limit(constant(network, torch.tensor(3)), trt.TripLimit.COUNT)
+        return network.add_identity(loop.add_iterator(x).get_output(0)).get_output(0)
+
+    refused("unique names", same_name, tensors(([3], F32)))
+    refused("output in loop", inside_loop, tensors(([3], F32)))
     refused("profile order", lambda network, x: x, tensors(([3], F32)), x0=([4], [5]))
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from . import versions
 from .builder import IHostMemory, IOptimizationProfile
 from .dims import Dims
 from .dtypes import datatype_of_torch
@@ -47,7 +48,7 @@ class ICudaEngine:
         self.number = next(_numbers)
         self.input_names = [layer._outputs[0].name for layer in network._inputs]
         self.output_names = [tensor.name for tensor in network._marked]
-        self._order = _needed(network)
+        self._order = network.needed_layers()
 
     @classmethod
     def of(cls, network: INetworkDefinition, profiles: Sequence[IOptimizationProfile]) -> ICudaEngine:
@@ -92,6 +93,14 @@ class ICudaEngine:
 
     def get_tensor_profile_shape(self, name: str, profile_index: int) -> list[tuple[int, ...]]:
         return self.profiles[profile_index].get_shape(name)
+
+    @versions.since("10.15")
+    def get_aliased_input_tensor(self, name: str) -> str | None:
+        """The input whose memory an output shares (a cache update's); None for any other tensor."""
+        producer = next((t._producer for t in self.network._marked if t.name == name), None)
+        if producer is None or producer.layer_type is not LayerType.KV_CACHE_UPDATE:
+            return None
+        return producer._inputs[0].name
 
     def create_serialization_config(self) -> SerializationConfig:
         return SerializationConfig()
@@ -140,28 +149,6 @@ class ICudaEngine:
             if points and not all(a <= n <= c for a, n, c in zip(points[0], value.shape, points[2], strict=True)):
                 raise EngineError(f"input {name!r} {tuple(value.shape)} lies outside the profile {points}")
         return value
-
-
-def _needed(network: INetworkDefinition) -> list[Producer]:
-    """The layers that the outputs need, in order; the network's order is not always one (inputs set later)."""
-    order: list[Producer] = []
-    state: dict[Producer, int] = {}
-    pending = [tensor._producer for tensor in reversed(network._marked)]
-    while pending:
-        layer = pending[-1]
-        if state.get(layer) == 2:
-            pending.pop()
-            continue
-        before = [t._producer for t in layer.present_inputs() if state.get(t._producer) != 2]
-        if before and state.get(layer) != 1:
-            state[layer] = 1
-            pending.extend(before)
-            continue
-        state[layer] = 2
-        pending.pop()
-        if not layer.is_input:
-            order.append(layer)
-    return order
 
 
 class Runtime:

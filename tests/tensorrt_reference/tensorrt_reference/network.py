@@ -109,16 +109,40 @@ class INetworkDefinition(Configurable):
         self._marked.remove(tensor)
         tensor._is_output = False
 
+    def needed_layers(self) -> list[Producer]:
+        """The layers that the outputs need, in order; that of their creation is none where inputs were set later."""
+        order: dict[Producer, None] = {}
+        pending = [tensor._producer for tensor in reversed(self._marked)]
+        while pending:
+            layer = pending[-1]
+            before = [t._producer for t in layer.present_inputs() if t._producer not in order]
+            if layer in order or not before:
+                order[pending.pop()] = None
+            else:
+                pending.extend(before)
+        return [layer for layer in order if not layer.is_input]
+
     def validate(self) -> None:
         """Check every layer and its shapes at the profile's points; NetworkError for the first breach."""
-        if not self._marked:
-            raise NetworkError("no output", "network", "no tensor is marked as output", "NvInfer.h, markOutput()")
+        self._check_outputs()
         for layer in [*self._inputs, *self._layers]:
             layer.changed("everything")
         for layer in self._layers:
             plain(layer.check)()
             for tensor in layer._outputs:
                 _ = tensor.shape
+
+    def _check_outputs(self) -> None:
+        if not self._marked:
+            raise NetworkError("no output", "network", "no tensor is marked as output", _MARK_OUTPUT)
+        if any(tensor.is_network_input for tensor in self._marked):
+            raise NetworkError("input as output", "network", "a network input is marked as an output", _MARK_OUTPUT)
+        if any(layer.kind in ("RECURRENCE", "ITERATOR") for layer in self.needed_layers()):
+            raise NetworkError("output in loop", "network", "a tensor inside a loop is marked as output", _MARK_OUTPUT)
+        names = [tensor.name for tensor in (*(layer._outputs[0] for layer in self._inputs), *self._marked)]
+        if len(set(names)) < len(names):
+            source = "NvInfer.h, addInput(): each input and output tensor must have a unique name"
+            raise NetworkError("unique names", "network", f"{sorted(names)}", source)
 
     # -- layers -----------------------------------------------------------------------------------------------------
 
@@ -329,6 +353,7 @@ class INetworkDefinition(Configurable):
         raise AttributeError(f"TensorRT {versions.current()}: INetworkDefinition has no attribute {name!r}")
 
 
+_MARK_OUTPUT = "NvInfer.h, INetworkDefinition::markOutput()"
 _KV_CACHE_UPDATE = cache.IKVCacheUpdateLayer
 
 _NOT_EVALUATED = (

@@ -83,6 +83,8 @@ class IKVCacheUpdateLayer(ILayer):
     update_form = Setting(AttentionIOForm.PADDED_BHND, since="11.0")
 
     def check(self) -> None:
+        if self.__dict__.get("update_form", AttentionIOForm.PADDED_BHND) is not AttentionIOForm.PADDED_BHND:
+            raise NotImplementedError("the reference TensorRT does not evaluate packed cache updates")
         shape.inputs_are_set(self, 3)
         cache, update, indices = self._inputs[:3]
         typing.same_type(self, [cache, update])

@@ -45,6 +45,10 @@ class IGatherLayer(ILayer):
 
     def evaluate(self, inputs: list[torch.Tensor]) -> tuple[torch.Tensor]:
         data, indices = inputs[0], inputs[1].long()
+        dynamic = self.mode is not GatherMode.ND and self._inputs[0].shape[self.axis] == -1
+        if dynamic and not indices.is_meta and bool((indices < 0).any()):
+            detail = f"a negative index along the dynamic axis {self.axis}: undefined behavior"
+            raise NetworkError("gather indices", self.describe(), detail, _GATHER)
         if self.mode is GatherMode.ELEMENT:
             index, outside = _wrapped(indices, data.shape[self.axis])
             gathered = torch.gather(data, self.axis, index)

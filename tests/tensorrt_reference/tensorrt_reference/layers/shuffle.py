@@ -33,6 +33,11 @@ class IShuffleLayer(ILayer):
     def computes_dims(self) -> bool:
         return self.position(1) is not None or (self.reshape_dims is not None and -1 in self.reshape_dims)
 
+    def changed(self, name: str) -> None:
+        if name == "reshape_dims":
+            del self._inputs[1:]  # "If a second input had been used [...], that input is reset to null"
+        super().changed(name)
+
     def check(self) -> None:
         rank = len(self._inputs[0].shape)
         if self.position(1) is not None:
