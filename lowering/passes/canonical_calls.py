@@ -60,17 +60,19 @@ def for_each_call(
 ) -> PassResult:
     """Apply a rewrite to every canonical call, in graph order; it returns what it did, a refusal, or None.
 
-    Calls of graphs from Dynamo, which record `meta["example_value"]`, are left alone.
+    Calls of graphs from Dynamo, which record `meta["example_value"]`, are left alone; a call of an ATen graph that does
+    not record all its tensors is refused.
     """
     graph = context.gm.graph
-    calls = [n for n in graph.nodes if is_canonical(n) and has_val(n)]
+    calls = [n for n in graph.nodes if is_canonical(n) and "example_value" not in n.meta]
     sites = {site.node: site for site in context.sites if site.canonical}
     sizes = SizeNodes(graph if calls else fx.Graph())
     changes: list[Change] = []
     refusals: list[Refusal] = []
     for node in calls:
         call = CanonicalCall(node, sites.get(node), context, sizes)
-        outcome = rewrite(call)
+        missing = _unrecorded(node)
+        outcome = call.refusal(f"nothing is recorded of '{missing.name}'", missing.name) if missing else rewrite(call)
         if isinstance(outcome, Refusal):
             refusals.append(outcome)
         elif outcome is not None:
@@ -78,12 +80,12 @@ def for_each_call(
     return PassResult(name, tuple(changes), tuple(refusals))
 
 
-def has_val(call: fx.Node) -> bool:
-    """True if a canonical call and all its tensors carry `meta["val"]`, as in ATen graphs."""
+def _unrecorded(call: fx.Node) -> fx.Node | None:
+    """A tensor of a call, or the call itself, of which the graph records no fake tensor."""
     args = canonical_arguments(call)
     roles = [args.get(name) for name in ("query", "key", "value", "mask", "bias")]
-    nodes = [call, *(n for n in roles if isinstance(n, fx.Node))]
-    return all("val" in n.meta and tensor_of(n) is not None for n in nodes)
+    nodes = [*(n for n in roles if isinstance(n, fx.Node)), call]
+    return next((n for n in nodes if "val" not in n.meta or tensor_of(n) is None), None)
 
 
 def set_arguments(node: fx.Node, **changes: Any) -> None:

@@ -25,7 +25,7 @@ from ..result import PassResult, Refusal
 from .base import PassContext, take_name
 from .canonical_calls import CanonicalCall, for_each_call
 from .emitting import Emitter, dtype_of_node, same_size, shape_of_node, static_size
-from .empty_rows import rows_with_a_key, zero_where_empty
+from .empty_rows import rows_with_a_key, shared_zero, zero_where_empty
 from .erasing import erase_if_dead
 from .mask_tensors import scores_shape
 from .sharing import Shared
@@ -121,7 +121,7 @@ def _attention(call: CanonicalCall, shared: Shared[fx.Node]) -> fx.Node:
     if mask is None or args.get("empty_rows", "zeros") != "zeros" or (alignment is Alignment.UPPER_LEFT and not given):
         return result
     present = shared.get(("rows", mask), [mask], call.node, lambda: rows_with_a_key(call.emitter(), mask))
-    return zero_where_empty(emitter, present, result)
+    return zero_where_empty(emitter, present, result, shared_zero(call, shared))
 
 
 def _scaled(emitter: Emitter, args: dict[str, Any]) -> fx.Node:

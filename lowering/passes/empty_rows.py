@@ -62,13 +62,13 @@ class EmptyRows:
     def run(self, context: PassContext) -> PassResult:
         """Rewrite the canonical calls that ask for zeros."""
         shared: Shared[Rows] = Shared(context.gm.graph)
-        masks: Shared[fx.Node] = Shared(context.gm.graph)
+        nodes: Shared[fx.Node] = Shared(context.gm.graph)
         proofs: dict[object, bool] = {}
-        return for_each_call(context, self.name, lambda call: _rewrite(call, shared, masks, proofs))
+        return for_each_call(context, self.name, lambda call: _rewrite(call, shared, nodes, proofs))
 
 
 def _rewrite(
-    call: CanonicalCall, shared: Shared[Rows], masks: Shared[fx.Node], proofs: dict[object, bool]
+    call: CanonicalCall, shared: Shared[Rows], nodes: Shared[fx.Node], proofs: dict[object, bool]
 ) -> str | Refusal | None:
     args = call.arguments
     if args.get("empty_rows", "zeros") != "zeros":
@@ -84,7 +84,7 @@ def _rewrite(
         if alignment is not Alignment.LOWER_RIGHT or _keys_suffice(call):
             set_arguments(call.node, empty_rows="nan")
             return "every query has a key"
-        merge_masks(call, masks)
+        merge_masks(call, nodes)
         given = ["mask"]
     elif _proved(call, given[0], proofs):
         set_arguments(call.node, empty_rows="nan")
@@ -92,7 +92,8 @@ def _rewrite(
     mask = call.arguments[given[0]]
     rows = shared.get(mask, [mask], call.node, lambda: _look(call.emitter(), mask))
     set_arguments(call.node, **{given[0]: rows.mask, "empty_rows": "nan"})
-    zeroed = zero_where_empty(call.emitter(call.node.next), rows.present, call.node)
+    zero = shared_zero(call, nodes)
+    zeroed = zero_where_empty(call.emitter(call.node.next), rows.present, call.node, zero)
     continue_with(call, zeroed, zeroed)
     erase_if_dead(call.node.graph, mask)
     return f"queries without any key in '{mask.name}' get zeros"
@@ -128,6 +129,12 @@ def _look(emitter: Emitter, mask: fx.Node) -> Rows:
     return Rows(present, emitter.call(_ATEN.where.self, present, mask, zero, shape=shape, dtype=dtype))
 
 
+def shared_zero(call: CanonicalCall, shared: Shared[fx.Node]) -> fx.Node:
+    """A zero in the dtype of a call's output, one for all calls."""
+    dtype = dtype_of_node(call.node)
+    return shared.get(("zero", dtype, call.emitter().device), (), call.node, lambda: call.emitter().scalar(0.0, dtype))
+
+
 def rows_with_a_key(emitter: Emitter, mask: fx.Node) -> fx.Node:
     """Boolean, the shape of a boolean or additive mask with 1 for the keys: True where a query has a key."""
     shape = shape_of_node(mask)
@@ -142,8 +149,7 @@ def _row_shape(mask: fx.Node) -> tuple[Size, ...]:
     return (*shape[:-1], 1) if shape else ()
 
 
-def zero_where_empty(emitter: Emitter, present: fx.Node, output: fx.Node) -> fx.Node:
-    """Zeros in the rows of an output (..., Q, Ev) whose queries have no key."""
+def zero_where_empty(emitter: Emitter, present: fx.Node, output: fx.Node, zero: fx.Node) -> fx.Node:
+    """Zeros, of which one is given, in the rows of an output (..., Q, Ev) whose queries have no key."""
     shape, dtype = shape_of_node(output), dtype_of_node(output)
-    zero = emitter.scalar(0.0, dtype)
     return emitter.call(_ATEN.where.self, present, output, zero, shape=shape, dtype=dtype)

@@ -8,7 +8,8 @@ A bias in a narrower dtype than the query's is widened, which is exact. One in a
 element changes: it is 0 and -inf, or was widened from the query's dtype. Where its elements are 0 and another blocked
 value, `finfo.min` say, and every query is proved to have a key, it becomes a boolean mask.
 
-Limits: any other bias in a dtype of its own is left as it is, since narrowing it would change the result.
+Limits: any other bias in a dtype of its own is left as it is: `scaled_dot_product_attention` adds a float32 bias to the
+scores of a half precision query without rounding it, so narrowing would change the result.
 """
 
 from __future__ import annotations
