@@ -7,6 +7,7 @@ either end) is allowed, for every batch, head, query, size and input. With no ke
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 
@@ -15,6 +16,7 @@ from ...patterns.expr import Expr, Op, Sort
 from ...patterns.facts import Facts
 from ...patterns.masks.template import K, Q, extent
 from ...patterns.predicate import Predicate
+from ...patterns.prover import Prover
 from .canonical_calls import CanonicalCall
 
 
@@ -25,15 +27,21 @@ def every_query_has_a_key(call: CanonicalCall) -> bool:
     element that is allowed is finite, so the row is not all -inf.
     """
     predicate = _predicate(call)
-    if predicate is None or (predicate.bias is not None and not _is_finite(predicate.bias, predicate.facts)):
+    if predicate is None:
         return False
+    if call.site is not None and call.site.analysis.call.is_causal:
+        predicate = replace(predicate, allowed=build.and_(predicate.allowed, build.le(K, Q)))
+    return no_row_is_empty(predicate, call.context.prover)
+
+
+def no_row_is_empty(predicate: Predicate, prover: Prover) -> bool:
+    """True if it is proved that a mask leaves every query a key, with a finite addend."""
     facts = predicate.facts
+    if predicate.bias is not None and not _is_finite(predicate.bias, facts):
+        return False
     if "q" not in facts.extents or "k" not in facts.extents:
         return False
-    allowed = predicate.allowed
-    if call.site is not None and call.site.analysis.call.is_causal:
-        allowed = build.and_(allowed, build.le(K, Q))
-    return call.context.prover.holds(_some_key(allowed, facts), facts)
+    return prover.holds(_some_key(predicate.allowed, facts), facts)
 
 
 def only_blocked_values(call: CanonicalCall) -> frozenset[float]:
