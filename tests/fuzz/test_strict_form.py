@@ -1,4 +1,4 @@
-"""The strict form under random masks: outputs are those of eager, and a key that is claimed for every query is there."""
+"""The strict form under random masks: outputs are those of eager, and a claimed key is there for every query."""
 
 from __future__ import annotations
 
