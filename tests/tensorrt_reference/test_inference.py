@@ -120,6 +120,33 @@ def test_forgetting_follows_the_axes(reference_tensorrt: ModuleType) -> None:
     assert shapes == [(-1, -1, 6, 6), (1, 2, 1, 8), (-1, -1, 6, 16), (-1, -1, 6), (-1, 6, 8)]
 
 
+def test_a_profile_with_an_impossible_minimum(reference_tensorrt: ModuleType, torch_tensorrt: ModuleType) -> None:
+    """A cache's mask: torch_tensorrt gives 1 as the minimum of both lengths, and 4 as that of their sum."""
+
+    class WithPast(torch.nn.Module):
+        def forward(self, query, past, key, mask):
+            whole = torch.cat([past, key], 2)
+            batch, _, length, _ = query.shape
+            mixed = F.scaled_dot_product_attention(query, whole, whole, attn_mask=mask)
+            return mixed.transpose(1, 2).reshape(batch, length, 32)
+
+    def args(batch: int, length: int, past: int) -> tuple[torch.Tensor, ...]:
+        shapes = (batch, 4, length, 8), (batch, 4, past, 8), (batch, 4, length, 8), (batch, 1, length, length + past)
+        return tuple(torch.randn(shape) for shape in shapes)
+
+    lengths = ({0: Dim.AUTO, 2: Dim.AUTO},) * 3 + ({0: Dim.AUTO, 2: Dim.AUTO, 3: Dim.AUTO},)
+    exported = torch.export.export(WithPast(), args(2, 3, 5), dynamic_shapes=lengths)
+    compiled = torch_tensorrt.dynamo.compile(exported, arg_inputs=list(args(2, 3, 5)), min_block_size=1)
+    network = reference_tensorrt.last_network()
+    assert any("minimum violates shape constraints" in warning for warning in network.profile_warnings)
+    assert tuple(network.get_output(0).shape) == (-1, -1, 32)
+    (attention,) = reference_tensorrt.attentions()
+    assert attention.key == (-1, 4, -1, 8) and attention.mask == (-1, 1, -1, -1)
+    for sizes in ((4, 2, 6), (1, 7, 9)):
+        given = args(*sizes)
+        torch.testing.assert_close(compiled(*given), WithPast()(*given), atol=1e-5, rtol=0)
+
+
 class GroupedQueries(torch.nn.Module):
     """Hugging Face's spelling: the query from a view with -1, key and value repeated with every size written out."""
 

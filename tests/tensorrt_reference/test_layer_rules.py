@@ -53,10 +53,20 @@ def test_elementwise_types() -> None:
     assert run(elementwise("XOR"), tensors(([2], BOOL), ([2], BOOL))).dtype == BOOL
 
 
-def test_dynamic_sizes_must_agree_at_the_profiles_points() -> None:
+def test_dynamic_sizes_must_agree_at_the_profiles_optimum() -> None:
+    """At the minimum and maximum they need not (TensorRT warns there), and at run time they must."""
+    ranges = {"x0": ((2, 3), (8, 3)), "x1": ((2, 3), (9, 3))}
+    refused("profile shapes", elementwise("SUM"), tensors(([4, 3], F32), ([5, 3], F32)), **ranges)
     inputs = tensors(([4, 3], F32), ([4, 3], F32))
-    refused("shape inference", elementwise("SUM"), inputs, x0=((2, 3), (8, 3)), x1=((2, 3), (9, 3)))
-    assert run(elementwise("SUM"), inputs, {"x0": ((2, 3), (8, 3)), "x1": ((2, 3), (8, 3))}).shape == (4, 3)
+    built = engine(elementwise("SUM"), inputs, ranges)
+    assert tuple(built.network.get_output(0).shape) == (-1, 3)
+    (warning,) = built.network.profile_warnings
+    assert "maximum violates shape constraints" in warning
+    assert built.evaluate(inputs)["output0"].shape == (4, 3)
+    with pytest.raises(EngineError):
+        built.evaluate(tensors(([4, 3], F32), ([9, 3], F32)))
+    agreeing = engine(elementwise("SUM"), inputs, {"x0": ((2, 3), (8, 3)), "x1": ((2, 3), (8, 3))})
+    assert not agreeing.network.profile_warnings
 
 
 def matmul(op0: str = "NONE", op1: str = "NONE") -> Callable[..., Any]:
@@ -75,7 +85,7 @@ def test_matrix_products() -> None:
     refused("equal ranks", matmul(), tensors(([5, 2, 3], F32), ([3, 4], F32)))
     refused("broadcast", matmul(), tensors(([5, 2, 3], F32), ([4, 3, 4], F32)))
     refused("matrix rank", matmul(), tensors(([3], F32), ([3], F32)))
-    refused("shape inference", matmul(), tensors(([2, 3], F32), ([4, 4], F32)))
+    refused("profile shapes", matmul(), tensors(([2, 3], F32), ([4, 4], F32)))
     assert run(matmul(), tensors(([5, 2, 3], F32), ([1, 3, 4], F32))).shape == (5, 2, 4)
     assert run(matmul(op1="TRANSPOSE"), tensors(([2, 3], F32), ([4, 3], F32))).shape == (2, 4)
     assert run(matmul("VECTOR", "VECTOR"), tensors(([3], F32), ([3], F32))).shape == ()
@@ -129,7 +139,7 @@ def test_slices_stay_in_bounds() -> None:
     refused("slice bounds", slice_of([0], [3], [2]), tensors(([4], F32)))
     refused("slice bounds", slice_of([0], [2], [-1]), tensors(([4], F32)))
     refused("slice rank", slice_of([0], [2], [1]), tensors(([4, 4], F32)))
-    refused("shape inference", slice_of([0], [3], [1]), tensors(([4], F32)), x0=([2], [5]))
+    refused("profile shapes", slice_of([0], [3], [1]), tensors(([2], F32)), x0=([2], [5]))
     assert run(slice_of([1], [3], [1]), tensors(([4], F32))).shape == (3,)
     assert run(slice_of([0], [0], [1]), tensors(([4], F32))).shape == (0,)
     assert run(slice_of([2], [4], [1], "WRAP"), tensors(([4], F32))).shape == (4,)
@@ -151,7 +161,7 @@ def reshape(dims: Any) -> Callable[..., Any]:
 
 
 def test_reshapes_keep_the_volume() -> None:
-    refused("shape inference", reshape((2, 5)), tensors(([3, 4], F32)))
+    refused("profile shapes", reshape((2, 5)), tensors(([3, 4], F32)))
     refused("reshape wildcard", reshape((-1, -1)), tensors(([3, 4], F32)))
     assert run(reshape((0, 2, -1)), tensors(([3, 4], F32))).shape == (3, 2, 2)
 

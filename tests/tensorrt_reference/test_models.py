@@ -136,8 +136,14 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    ("name", "dynamic"),
+    [
+        *(pytest.param(name, True, id=f"{name}-dynamic") for name in CASES if name != "t5-eager"),
+        *(pytest.param(name, False, id=f"{name}-static") for name in CASES),
+        pytest.param("t5-eager", True, id="t5-eager-dynamic", marks=pytest.mark.slow),
+    ],
+)
 def test_model_on_the_reference(
     reference_tensorrt: ModuleType, torch_tensorrt: ModuleType, name: str, dynamic: bool
 ) -> None:

@@ -48,12 +48,18 @@ class INetworkDefinition(Configurable):
         self._layers: list[Producer] = []
         self._inputs: list[InputLayer] = []
         self._marked: list[ITensor] = []
+        self._profile_warnings: list[str] = []
 
     # -- what the network has ---------------------------------------------------------------------------------------
 
     @property
     def builder(self) -> Builder:
         return self._builder
+
+    @property
+    def profile_warnings(self) -> list[str]:
+        """Where the profile's minimum or maximum cannot be computed; TensorRT would log as much and go on."""
+        return self._profile_warnings
 
     @property
     def flags(self) -> int:
@@ -125,6 +131,7 @@ class INetworkDefinition(Configurable):
     def validate(self) -> None:
         """Check every layer and its shapes at the profile's points; NetworkError for the first breach."""
         self._check_outputs()
+        self._profile_warnings.clear()
         for layer in [*self._inputs, *self._layers]:
             layer.changed("everything")
         for layer in self._layers:

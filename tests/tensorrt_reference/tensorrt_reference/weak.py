@@ -12,6 +12,8 @@ with dynamic dims has the shape (1, -1, -1, 64), and `add_attention` fails on it
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import torch
@@ -29,9 +31,25 @@ Flags = tuple[bool, ...]
 _PERTURBATIONS = (3, 8)
 
 
+_unknown_is_forgotten = False
+
+
+@contextlib.contextmanager
+def unknown_is_forgotten() -> Iterator[None]:
+    """Inside the block every size that the probes disagree on counts as forgotten."""
+    global _unknown_is_forgotten
+    before, _unknown_is_forgotten = _unknown_is_forgotten, True
+    try:
+        yield
+    finally:
+        _unknown_is_forgotten = before
+
+
 @plain
 def forgotten_dims(tensor: ITensor) -> Flags:
     """Which sizes of the tensor are forgotten."""
+    if _unknown_is_forgotten:
+        return tuple(size == -1 for size in inference.agreed_sizes(tensor))
     layer = tensor._producer
     if layer.forgotten is None:
         pending = [layer]
