@@ -14,6 +14,8 @@ from torch import fx
 
 from ..lowering.graph_modules import fixed_tensors, origins_of
 from ..lowering.history import remember
+from ..lowering.passes.cache_writes import put_back_writes, take_out_writes
+from ..lowering.passes.scalar_outputs import write_scalar_outputs
 from ..lowering.pipeline import rewrite_in_place
 from ..lowering.report import Report, build_report
 from ..lowering.targets.tensorrt import tensorrt_target
@@ -66,7 +68,7 @@ def register() -> Registration:
     with _lock:
         if _installed is not None:
             return Registration(made=False)
-        _installed = Installation(attnlower_lowering)
+        _installed = Installation(attnlower_lowering, attnlower_closing)
         return Registration(made=True)
 
 
@@ -96,16 +98,21 @@ def without_report() -> Iterator[None]:
 
 
 def attnlower_lowering(gm: fx.GraphModule, settings: Any) -> fx.GraphModule:
-    """torch_tensorrt's lowering pass: prove, rewrite and legalize the attention of an ATen graph, in place.
+    """torch_tensorrt's first lowering pass: prove, rewrite and legalize the attention of an ATen graph, in place.
 
-    After an internal error the graph is as it was, with one warning.
+    After an internal error the attention is as it was, with one warning. What the program writes is kept from the
+    passes that follow; `attnlower_closing` brings it back.
+
+    Raises:
+        TensorRTError: if the program writes into a buffer or an input in a way that torch_tensorrt would forget.
     """
+    writes = take_out_writes(gm)
     try:
         target = tensorrt_target(str(tensorrt_support()), decompose=bool(settings.decompose_attention))
         constants = fixed_tensors(gm)
         analysis = analyze(gm, constants=constants, origins=origins_of(gm, constants))
         variant = rewrite_in_place(gm, analysis, target)
-        report = build_report(analysis, variant.sites, None, variant.results, target.name)
+        report = build_report(analysis, variant.sites, None, (writes, *variant.results), target.name)
     except Exception as error:
         reason = f"{type(error).__name__}: {error}"
         report = Report(target="tensorrt", error=reason)
@@ -116,4 +123,12 @@ def attnlower_lowering(gm: fx.GraphModule, settings: Any) -> fx.GraphModule:
         remember(report)
     for result in report.passes:
         log.info("%s", result)
+    return gm
+
+
+def attnlower_closing(gm: fx.GraphModule, settings: Any) -> fx.GraphModule:
+    """torch_tensorrt's last lowering pass: what the program writes is written by PyTorch, behind the engine."""
+    if write_scalar_outputs(gm).changed:
+        gm.recompile()
+    put_back_writes(gm)
     return gm

@@ -10,6 +10,8 @@ import torch
 
 from ..lowering.op import attention as _attention_op  # registers attnlower::attention
 from .adapters import SPELLINGS, adapter, canonical_validator, convert_canonical, validator
+from .input_writes import WritesBecomeOutputs
+from .select import convert_where, where_validator
 
 ASSUMING_PASS = "force_causal_efficient_attention"
 """torch_tensorrt's pass that takes every additive mask for a causal one, whatever it holds."""
@@ -20,15 +22,15 @@ SHAPELESS = (torch.ops.aten.gather.default,)
 
 
 class Installation:
-    """Converters and lowering pass in torch_tensorrt's registries, until `undo`."""
+    """Converters and lowering passes in torch_tensorrt's registries, one before and one after its own, until `undo`."""
 
-    def __init__(self, lowering_pass: Callable[..., Any]) -> None:
+    def __init__(self, lowering_pass: Callable[..., Any], closing_pass: Callable[..., Any]) -> None:
         from torch_tensorrt.dynamo.conversion._ConverterRegistry import DYNAMO_ATEN_CONVERTERS, ConverterSupport
         from torch_tensorrt.dynamo.lowering.passes._aten_lowering_pass import ATEN_POST_LOWERING_PASSES
 
         self._converters: dict[Any, Any] = DYNAMO_ATEN_CONVERTERS
         self._passes: list[Callable[..., Any]] = ATEN_POST_LOWERING_PASSES.passes
-        self._pass = lowering_pass
+        self._own = (lowering_pass, closing_pass)
         self._replaced: dict[Any, Any] = {}
         # Replaced, not put in front: where a validator says no, torch_tensorrt's own converter would be asked next,
         # and it takes calls that IAttention does not.
@@ -40,6 +42,9 @@ class Installation:
             self._replace(
                 spelling.op, ConverterSupport(adapter(spelling), validator(spelling), supports_dynamic_shapes=True)
             )
+        where = torch.ops.aten.where.self
+        own = ConverterSupport(convert_where, where_validator, supports_dynamic_shapes=True)
+        self._replace(where, own, *self._converters.get(where, ()))
         for op in SHAPELESS:
             self._replace(op, *(replace(c, supports_dynamic_shapes=True) for c in self._converters.get(op, ())))
         self._before: list[tuple[Callable[..., Any], Callable[..., Any] | None]] = []
@@ -48,6 +53,8 @@ class Installation:
             self._before.append((assuming, after[0] if after else None))
             self._passes.remove(assuming)
         self._passes.insert(0, lowering_pass)
+        self._passes.append(closing_pass)
+        self._input_writes = WritesBecomeOutputs()
 
     def _replace(self, op: Any, *supports: Any) -> None:
         self._replaced[op] = self._converters.get(op)
@@ -56,13 +63,15 @@ class Installation:
 
     def undo(self) -> None:
         """Put everything back as it was found."""
+        self._input_writes.undo()
         for op, before in self._replaced.items():
             if before is None:
                 self._converters.pop(op, None)
             else:
                 self._converters[op] = before
-        if self._pass in self._passes:
-            self._passes.remove(self._pass)
+        for own in self._own:
+            if own in self._passes:
+                self._passes.remove(own)
         for assuming, follower in reversed(self._before):
             place = self._passes.index(follower) if follower in self._passes else len(self._passes)
             self._passes.insert(place, assuming)

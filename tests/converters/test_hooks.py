@@ -100,12 +100,12 @@ class TestRegistration:
             pass
         assert is_registered()
 
-    def test_in_front_and_without_the_assuming_pass(self, untouched: Any) -> None:
+    def test_in_front_and_behind_without_the_assuming_pass(self, untouched: Any) -> None:
         names = [p.__name__ for p in untouched[0]]
         assert ASSUMING_PASS in names
         with register():
             inside = [p.__name__ for p in snapshot()[0]]
-        assert inside == ["attnlower_lowering", *(n for n in names if n != ASSUMING_PASS)]
+        assert inside == ["attnlower_lowering", *(n for n in names if n != ASSUMING_PASS), "attnlower_closing"]
 
     def test_a_pass_of_the_user_survives(self, untouched: Any) -> None:
         from torch_tensorrt.dynamo.lowering.passes._aten_lowering_pass import ATEN_POST_LOWERING_PASSES

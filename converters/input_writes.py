@@ -1,0 +1,44 @@
+"""Programs that write into their inputs, such as a model with a static cache, through torch_tensorrt's backend.
+
+Its backend for torch.compile copies every input before it traces, so what a program writes goes into the copies and is
+lost, without an error. It has another way, through AOTAutograd, where writes become outputs that are copied back behind
+the compiled graph; it takes it for graphs with higher-order operators. With attnlower it takes it for these too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import fx
+
+from ..patterns.aliasing import writes_into, written_tensors
+
+_DECIDES = "_graph_has_higher_order_ops"
+
+
+def writes_into_inputs(gm: fx.GraphModule) -> bool:
+    """True if a Dynamo graph writes into an input or a buffer, or may."""
+    inputs = {n for n in gm.graph.nodes if n.op in ("placeholder", "get_attr")}
+    return any(writes_into(n, set(), inputs) for n in gm.graph.nodes if written_tensors(n))
+
+
+class WritesBecomeOutputs:
+    """torch_tensorrt's choice of the way, changed as above, until `undo`."""
+
+    def __init__(self) -> None:
+        from torch_tensorrt.dynamo.backend import backends
+
+        self._backends: Any = backends
+        before: Callable[[fx.GraphModule], bool] = getattr(backends, _DECIDES)
+
+        def decides(gm: fx.GraphModule) -> bool:
+            return before(gm) or writes_into_inputs(gm)
+
+        self._before, self._own = before, decides
+        setattr(backends, _DECIDES, decides)
+
+    def undo(self) -> None:
+        """Put torch_tensorrt's own choice back, unless somebody else replaced it meanwhile."""
+        if getattr(self._backends, _DECIDES) is self._own:
+            setattr(self._backends, _DECIDES, self._before)
