@@ -272,9 +272,8 @@ def _reason(
     if action != "keep":
         return named.reason
     if not call.terms:
-        return (
-            f"{named.reason}; no mask to remove" if not call.is_causal else f"{named.reason}; is_causal is already set"
-        )
+        state = "is_causal is already set" if call.is_causal else "no mask to remove"
+        return "; ".join((named.reason, state, *call.blockers))
     refused = "; ".join(call.blockers) or refusals.get((found.module, call.node.name), "")
     hint = ""
     if named.guard is not None and not call.blockers:

@@ -47,7 +47,7 @@ def repeated_heads(node: fx.Node) -> RepeatedHeads | None:
         return None
     if op_name(node) == "repeat_interleave":
         return _interleaved(node, shape)
-    if op_name(node) in ("reshape", "view", "_unsafe_view"):
+    if op_name(node) in ("reshape", "view", "_unsafe_view", "_reshape_copy", "view_copy"):
         return _expanded(node, shape)
     return None
 
@@ -76,7 +76,7 @@ def _interleaved(node: fx.Node, shape: tuple[Expr, ...]) -> RepeatedHeads | None
 def _expanded(node: fx.Node, shape: tuple[Expr, ...]) -> RepeatedHeads | None:
     expand = _through_copies(node.args[0]) if isinstance(node.args[0], fx.Node) else None
     wide = _shape(expand)
-    if expand is None or op_name(expand) != "expand" or wide is None or len(wide) != 5:
+    if expand is None or op_name(expand) not in ("expand", "expand_copy") or wide is None or len(wide) != 5:
         return None
     groups = wide[_HEADS + 1]
     base = _unsqueezed(expand.args[0])
@@ -117,7 +117,7 @@ def _inserts_axis(node: fx.Node) -> bool:
     shape = _shape(node)
     if shape is None or len(shape) != 5:
         return False
-    if op_name(node) == "unsqueeze":
+    if op_name(node) in ("unsqueeze", "unsqueeze_copy"):
         dim = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else None)
         return isinstance(dim, int) and wrap_dim(dim, 5) == _HEADS + 1
     if op_name(node) != "getitem" or not isinstance(node.args[1], tuple):

@@ -20,7 +20,9 @@ from ..sizes import shape_of
 Lead = tuple[Expr, Expr]
 """The sizes of the batch and of the head axis."""
 
-_RESHAPES = frozenset({"view", "reshape", "_unsafe_view", "flatten", "unflatten", "view_as", "reshape_as"})
+_RESHAPES = frozenset(
+    {"view", "reshape", "_unsafe_view", "flatten", "unflatten", "view_as", "reshape_as", "view_copy", "_reshape_copy"}
+)
 _KEEPING = frozenset({"contiguous", "clone", "alias"})
 
 
@@ -42,7 +44,7 @@ def fold_of(node: object) -> tuple[Fold, Lead | None] | None:
         return None
     name = op_name(node)
     before, after = tensor_of(node.args[0]), tensor_of(node)
-    if name not in _RESHAPES | {"expand", "expand_as"} or before is None or after is None:
+    if name not in _RESHAPES | {"expand", "expand_as", "expand_copy"} or before is None or after is None:
         return None
     if before.dtype != after.dtype:  # x.view(torch.int32) reads the bits anew
         return None

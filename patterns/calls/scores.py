@@ -26,7 +26,11 @@ _FACTORS = frozenset(
 )
 _ADDITIONS = frozenset({"add", "__add__", "iadd", "add_"})
 _FLOORS = frozenset({"max", "maximum", "clamp", "clip", "clamp_min"})
-VIEWS = frozenset({"view", "reshape", "_unsafe_view", "flatten", "unflatten", "expand", "view_as", "reshape_as"})
+VIEWS = frozenset({"view", "reshape", "_unsafe_view", "flatten", "unflatten", "expand", "view_as", "reshape_as"}) | {
+    "view_copy",
+    "_reshape_copy",
+    "expand_copy",
+}
 _CONSTANT_STEPS = frozenset({"lift_fresh_copy", "detach", "detach_", "clone", "alias"})
 
 
