@@ -56,7 +56,7 @@ def test_elementwise_types() -> None:
 def test_dynamic_sizes_must_agree_at_the_profiles_optimum() -> None:
     """At the minimum and maximum they need not (TensorRT warns there), and at run time they must."""
     ranges = {"x0": ((2, 3), (8, 3)), "x1": ((2, 3), (9, 3))}
-    refused("profile shapes", elementwise("SUM"), tensors(([4, 3], F32), ([5, 3], F32)), **ranges)
+    refused("shape constraints", elementwise("SUM"), tensors(([4, 3], F32), ([5, 3], F32)), **ranges)
     inputs = tensors(([4, 3], F32), ([4, 3], F32))
     built = engine(elementwise("SUM"), inputs, ranges)
     assert tuple(built.network.get_output(0).shape) == (-1, 3)
@@ -85,7 +85,7 @@ def test_matrix_products() -> None:
     refused("equal ranks", matmul(), tensors(([5, 2, 3], F32), ([3, 4], F32)))
     refused("broadcast", matmul(), tensors(([5, 2, 3], F32), ([4, 3, 4], F32)))
     refused("matrix rank", matmul(), tensors(([3], F32), ([3], F32)))
-    refused("profile shapes", matmul(), tensors(([2, 3], F32), ([4, 4], F32)))
+    refused("shape constraints", matmul(), tensors(([2, 3], F32), ([4, 4], F32)))
     assert run(matmul(), tensors(([5, 2, 3], F32), ([1, 3, 4], F32))).shape == (5, 2, 4)
     assert run(matmul(op1="TRANSPOSE"), tensors(([2, 3], F32), ([4, 3], F32))).shape == (2, 4)
     assert run(matmul("VECTOR", "VECTOR"), tensors(([3], F32), ([3], F32))).shape == ()
@@ -139,7 +139,7 @@ def test_slices_stay_in_bounds() -> None:
     refused("slice bounds", slice_of([0], [3], [2]), tensors(([4], F32)))
     refused("slice bounds", slice_of([0], [2], [-1]), tensors(([4], F32)))
     refused("slice rank", slice_of([0], [2], [1]), tensors(([4, 4], F32)))
-    refused("profile shapes", slice_of([0], [3], [1]), tensors(([2], F32)), x0=([2], [5]))
+    refused("shape constraints", slice_of([0], [3], [1]), tensors(([2], F32)), x0=([2], [5]))
     assert run(slice_of([1], [3], [1]), tensors(([4], F32))).shape == (3,)
     assert run(slice_of([0], [0], [1]), tensors(([4], F32))).shape == (0,)
     assert run(slice_of([2], [4], [1], "WRAP"), tensors(([4], F32))).shape == (4,)
@@ -161,7 +161,7 @@ def reshape(dims: Any) -> Callable[..., Any]:
 
 
 def test_reshapes_keep_the_volume() -> None:
-    refused("profile shapes", reshape((2, 5)), tensors(([3, 4], F32)))
+    refused("shape constraints", reshape((2, 5)), tensors(([3, 4], F32)))
     refused("reshape wildcard", reshape((-1, -1)), tensors(([3, 4], F32)))
     assert run(reshape((0, 2, -1)), tensors(([3, 4], F32))).shape == (3, 2, 2)
 
@@ -346,6 +346,21 @@ def test_normalization() -> None:
     assert run(normalize(4), tensors(*good)).shape == (2, 3, 4)
 
 
+def convolve(*kernel: int) -> Callable[..., Any]:
+    def body(network, x):
+        weight = torch.ones(4, 3, *kernel).numpy()
+        return network.add_convolution_nd(x, 4, kernel, weight).get_output(0)
+
+    return body
+
+
+def test_convolutions() -> None:
+    refused("kernel rank", convolve(2), tensors(([1, 3, 5], F32)))
+    refused("kernel rank", convolve(2, 2), tensors(([1, 3, 5], F32)))
+    refused("shape constraints", convolve(2, 2), tensors(([1, 2, 5, 5], F32)))
+    assert run(convolve(2, 2), tensors(([1, 3, 5, 5], F32))).shape == (1, 4, 4, 4)
+
+
 def test_axes_are_constants() -> None:
     def unsqueeze(network, x, axes):
         return network.add_unsqueeze(x, axes).get_output(0)
@@ -376,6 +391,7 @@ def test_fills() -> None:
     refused("fill parameters", fill(one[0], one, "INT32"), tensors(([3, 4], F32)))
     refused("strong typing", fill(one[0], one.long(), "INT32"), tensors(([3], F32)))
     refused("strong typing", fill(one[0], one, "INT64"), tensors(([3], F32)))
+    refused("data type", fill(one[0] > 0, one > 0, "BOOL"), tensors(([3], F32)))
     assert run(fill(one[0], one, "INT32"), tensors(([3], F32))).tolist() == [1, 2, 3]
 
 

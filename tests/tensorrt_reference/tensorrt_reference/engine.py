@@ -24,6 +24,11 @@ _engines: dict[int, ICudaEngine] = {}
 _numbers = itertools.count()
 
 
+def forget_engines() -> None:
+    """Serialized engines cannot be redeemed any more; those in use live on."""
+    _engines.clear()
+
+
 class SerializationConfig:
     """Flags of a serialization; none changes the reference."""
 

@@ -29,7 +29,7 @@ DEFAULT_SIZES = (5, 7, 11)  # for a dynamic dim without a profile
 # NvInfer.h documents a small limit for the volume of shape tensors (2 * Dims::MAX_DIMS for some layers, 64 for others).
 HOST_ELEMENTS = 64
 
-_PROFILE_SHAPES = "TensorRT's own message: kOPT values for profile 0 violate shape constraints"
+_SHAPE_CONSTRAINTS = "TensorRT's own message: kOPT values for profile 0 violate shape constraints"
 
 
 def place(value: torch.Tensor) -> torch.Tensor:
@@ -97,7 +97,7 @@ def _at_point(layer: Producer, point: int) -> tuple[torch.Tensor, ...]:
     except Exception as problem:
         shapes = [f"{t.name}{tuple(v.shape)}" for t, v in zip(layer.present_inputs(), inputs, strict=True)]
         detail = f"the profile's {POINTS[point]} violates shape constraints for {', '.join(shapes)}: {problem}"
-        raise NetworkError("profile shapes", layer.describe(), detail, _PROFILE_SHAPES) from problem
+        raise NetworkError("shape constraints", layer.describe(), detail, _SHAPE_CONSTRAINTS) from problem
     return tuple(place(output) for output in outputs)
 
 

@@ -21,6 +21,7 @@ from unittest import mock
 import torch
 
 from . import report, versions
+from .engine import forget_engines
 from .module import create_module
 
 _DEVICE = types.SimpleNamespace(
@@ -171,7 +172,8 @@ def _recorded(compile_module: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def reset() -> None:
-    """Back to version 11.0, strong shapes and no networks."""
+    """Back to version 11.0, strong shapes, no networks and no serialized engines."""
     versions.set_version("11.0")
     versions.set_weak_shapes(False)
     report.clear_networks()
+    forget_engines()

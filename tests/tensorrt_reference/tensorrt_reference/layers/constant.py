@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 
 _CONSTANT = "NvInfer.h, INetworkDefinition::addConstant()"
+_FILL_TYPES = (DataType.FLOAT, DataType.HALF, DataType.INT32, DataType.INT64)
 _FILL = "NvInfer.h, IFillLayer::setInput() and addFill()"
 
 
@@ -82,6 +83,8 @@ class IFillLayer(ILayer):
 
     def check(self) -> None:
         source = "NvInfer.h, IFillLayer: alpha and beta must both be static or both be dynamic"
+        if self.to_type not in _FILL_TYPES:
+            raise NetworkError("data type", self.describe(), f"{self.to_type.name} cannot be filled", _FILL)
         if self.position(0) is not None:
             shape.shape_tensor(self, self._inputs[0], "the shape")
         if (self.position(1) is None) != (self.position(2) is None):

@@ -119,10 +119,13 @@ class _Windowed(ILayer):
             raise NotImplementedError(f"the reference TensorRT does not evaluate {self.kind} {self.padding_mode}")
         given = [tensor for tensor in (*self._inputs[:3], None, None)[:3] if tensor is not None]
         typing.same_type(self, given)
+        source = f"NvInfer.h, class of {self.kind}"
+        if len(self.kernel_size_nd) not in (2, 3):
+            raise NetworkError("kernel rank", self.describe(), f"{self.kernel_size_nd}: 2 or 3 dims", source)
         rank = len(self._inputs[0].shape)
         if rank != len(self.kernel_size_nd) + 2:
             detail = f"a kernel of {len(self.kernel_size_nd)} dims for {shape.dims_text([self._inputs[0]])}"
-            raise NetworkError("kernel rank", self.describe(), detail, f"NvInfer.h, class of {self.kind}")
+            raise NetworkError("kernel rank", self.describe(), detail, source)
 
     def _number(self, name: str, default: int) -> tuple[int, ...]:
         value = getattr(self, name)
@@ -147,7 +150,7 @@ class _Windowed(ILayer):
 
 
 class IConvolutionLayer(_Windowed):
-    """A convolution over 1 to 3 spatial dims (TensorRT: 2 or 3)."""
+    """A convolution over 2 or 3 spatial dims."""
 
     layer_type = LayerType.CONVOLUTION
 
@@ -156,7 +159,7 @@ class IConvolutionLayer(_Windowed):
         kernel_dims = [self.num_output_maps, data.shape[1] // self.num_groups, *self.kernel_size_nd]
         kernel = self._weights(inputs, 1, self.kernel, kernel_dims)
         bias = self._weights(inputs, 2, self.bias, [self.num_output_maps])
-        convolve = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}[len(self.kernel_size_nd)]
+        convolve = {2: F.conv2d, 3: F.conv3d}[len(self.kernel_size_nd)]
         stride, dilation = self._number("stride_nd", 1), self._number("dilation_nd", 1)
         padded = F.pad(data, self._pads())
         return (convolve(padded, kernel, bias, stride=stride, dilation=dilation, groups=self.num_groups),)
@@ -172,7 +175,7 @@ class IDeconvolutionLayer(_Windowed):
         kernel_dims = [data.shape[1], self.num_output_maps // self.num_groups, *self.kernel_size_nd]
         kernel = self._weights(inputs, 1, self.kernel, kernel_dims)
         bias = self._weights(inputs, 2, self.bias, [self.num_output_maps])
-        convolve = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}[len(self.kernel_size_nd)]
+        convolve = {2: F.conv_transpose2d, 3: F.conv_transpose3d}[len(self.kernel_size_nd)]
         stride, dilation = self._number("stride_nd", 1), self._number("dilation_nd", 1)
         full = convolve(data, kernel, bias, stride=stride, dilation=dilation, groups=self.num_groups)
         return (F.pad(full, [-n for n in self._pads()]),)

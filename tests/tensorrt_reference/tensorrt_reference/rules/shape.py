@@ -28,11 +28,9 @@ def equal_ranks(layer: Producer, tensors: Sequence[ITensor], source: str) -> Non
         raise NetworkError("equal ranks", layer.describe(), f"the ranks differ: {dims_text(tensors)}", source)
 
 
-def broadcastable(layer: Producer, tensors: Sequence[ITensor], source: str, skip: Sequence[int] = ()) -> None:
-    """Along every axis (but `skip`) the sizes match or are 1; a -1 is left to the probes and to run time."""
+def broadcastable(layer: Producer, tensors: Sequence[ITensor], source: str) -> None:
+    """Along every axis the sizes match or are 1; a -1 is left to the probes and to run time."""
     for axis in range(len(tensors[0].shape)):
-        if axis in skip:
-            continue
         sizes = {tensor.shape[axis] for tensor in tensors} - {1, -1}
         if len(sizes) > 1:
             detail = f"axis {axis} has the sizes {sorted(sizes)}: {dims_text(tensors)}"
