@@ -224,3 +224,35 @@ def test_padding_changes_from_call_to_call(runtime: Runtime) -> None:
     run = compiled(runtime, model, on(runtime, (tokens, valid(12, 12))))
     for lengths in ((12, 12), (12, 1), (5, 9)):
         assert_like_eager(run, model, on(runtime, (tokens, valid(*lengths))))
+
+
+class Remembers(torch.nn.Module):
+    """Projections, a cache of 16 slots and a counter, as in a decoder's layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.register_buffer("cache", torch.zeros(2, 4, 16, 32))
+        self.register_buffer("count", torch.tensor(0))
+        self.project = torch.nn.Linear(32, 32)
+
+    def forward(self, x: Tensor) -> Tensor:
+        position = torch.arange(x.shape[2], device=x.device) + self.count
+        self.cache.index_copy_(2, position, self.project(x))
+        self.count.add_(x.shape[2])
+        allowed = torch.arange(16, device=x.device)[None, :] <= position[:, None]
+        return F.scaled_dot_product_attention(self.project(x), self.cache, self.cache, attn_mask=allowed)
+
+
+@pytest.mark.parametrize("way", ["export", "torch.compile"])
+def test_a_static_cache_is_written(way: str, runtime: Runtime) -> None:
+    model, eager = (Remembers().eval().to(runtime.device) for _ in range(2))
+    calls = torch.randn(6, 2, 4, 1, 32, device=runtime.device)
+    if way == "export":
+        run = compiled(runtime, model, (calls[0].clone(),))
+    else:
+        options = {**SETTINGS, "pass_through_build_failures": True}
+        run = torch.compile(model, backend="torch_tensorrt", dynamic=False, fullgraph=True, options=options)
+    with quiet(), torch.no_grad(), register():
+        for x in calls:
+            assert difference(run(x), eager(x)) <= TOLERANCES[torch.float32]
