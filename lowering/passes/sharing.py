@@ -33,8 +33,12 @@ class Shared(Generic[Made]):
             make: makes it in front of that call.
         """
         found = self._made.get(key)
-        if found is not None and not self._writes.may_change(sources, found[0], call):
+        if found is not None and not self.may_change(sources, found[0], call):
             return found[1]
         made = make()
         self._made[key] = (call, made)
         return made
+
+    def may_change(self, tensors: Sequence[fx.Node], after: fx.Node, before: fx.Node) -> bool:
+        """True if one of the tensors may be written to between two nodes that the graph had when the pass started."""
+        return self._writes.may_change(tensors, after, before)

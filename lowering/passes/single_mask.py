@@ -122,7 +122,7 @@ def _fit_dtype(call: CanonicalCall, shared: Shared[fx.Node]) -> str | Refusal | 
         return None
     widened = torch.promote_types(own, dtype) is dtype
     values = only_blocked_values(call)
-    if widened or _was_widened(bias, dtype) or values == {float("-inf")}:
+    if widened or _was_widened(call, shared, dtype) or values == {float("-inf")}:
         cast = shared.get(("cast", bias, dtype), [bias], call.node, lambda: _cast(call, bias, dtype))
         set_arguments(call.node, bias=cast)
         return f"the bias is cast to {dtype}"
@@ -148,14 +148,14 @@ _VIEWS = tuple(
 _CASTS = (_ATEN._to_copy, _ATEN.to)
 
 
-def _was_widened(bias: fx.Node, dtype: torch.dtype) -> bool:
-    """True if every element comes from a tensor of a dtype, by views and one cast."""
-    node: Any = bias
+def _was_widened(call: CanonicalCall, shared: Shared[fx.Node], dtype: torch.dtype) -> bool:
+    """True if every element of the bias comes from a tensor of a dtype, by views and one cast, with no write since."""
+    node: Any = call.arguments["bias"]
     while isinstance(node, fx.Node) and getattr(node.target, "overloadpacket", None) in _VIEWS:
         node = node.args[0]
     if not isinstance(node, fx.Node) or getattr(node.target, "overloadpacket", None) not in _CASTS:
         return False
     source = node.args[0]
-    if not isinstance(source, fx.Node):
+    if not isinstance(source, fx.Node) or shared.may_change([node], node, call.node):
         return False
     return dtype_of_node(source) is dtype and torch.promote_types(dtype, dtype_of_node(node)) is dtype_of_node(node)

@@ -148,6 +148,20 @@ def test_a_bias_that_was_widened_is_narrowed(check: Any, half: torch.dtype) -> N
 
 
 @pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])
+def test_a_bias_that_was_written_to_since_stays(check: Any, half: torch.dtype) -> None:
+    """Near miss: what was added in place is no half precision number."""
+
+    def wide(bias: torch.Tensor, **inputs: torch.Tensor) -> dict[str, Any]:
+        widened = bias.float()
+        widened.add_(0.1003)
+        return {**inputs, "bias": widened}
+
+    done = check(PASSES, {**SELF, "bias": (4, "q", "k")}, prepare=wide, dtype=half)
+    assert not done.changes
+    assert len(done.refusals) == 1
+
+
+@pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])
 def test_a_wider_bias_stays(check: Any, half: torch.dtype) -> None:
     """Near miss: rounding a bias of any values would change the result."""
 
