@@ -15,7 +15,7 @@ from torch import fx
 from ..lowering.graph_modules import fixed_tensors, origins_of
 from ..lowering.history import remember
 from ..lowering.passes.cache_writes import put_back_writes, take_out_writes
-from ..lowering.passes.scalar_outputs import write_scalar_outputs
+from ..lowering.passes.scalar_rank import write_scalar_rank
 from ..lowering.pipeline import rewrite_in_place
 from ..lowering.report import Report, build_report
 from ..lowering.targets.tensorrt import tensorrt_target
@@ -128,7 +128,7 @@ def attnlower_lowering(gm: fx.GraphModule, settings: Any) -> fx.GraphModule:
 
 def attnlower_closing(gm: fx.GraphModule, settings: Any) -> fx.GraphModule:
     """torch_tensorrt's last lowering pass: what the program writes is written by PyTorch, behind the engine."""
-    if write_scalar_outputs(gm).changed:
+    if write_scalar_rank(gm).changed:
         gm.recompile()
     put_back_writes(gm)
     return gm

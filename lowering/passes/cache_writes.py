@@ -1,23 +1,24 @@
 """Keep what a program writes into its buffers and inputs, such as a static key/value cache, through torch_tensorrt.
 
-An exported program ends with its writes: `copy_(cache, index_put(cache, [None, None, positions], update))`.
+An exported program ends with its writes: `copy_(cache, index_put(cache, [None, None, positions], rows))`.
 torch_tensorrt 2.13 erases every node that nobody uses, these writes among them, and makes the cache a weight of the
 engine: the second call no longer knows what the first one wrote, and no error is raised. So the writes are taken out
 in front of its passes and put back behind them.
 
 Laws. A program that reads a buffer `b` and ends with `copy_(b, f(b, x))` is `y = f(s, x)` for an input `s = b`,
-followed by `copy_(b, y)`. And `copy_(b, index_put(b, i, u))` is `index_put_(b, i, u)`, since nothing else of `b`
-changes; the same holds for `scatter`, and one after the other for several. So an engine hands out the new rows alone
-and PyTorch writes them, in place; the cache is not copied.
+followed by `copy_(b, y)`, once everything that reads `b` is done. And `copy_(b, index_put(b, i, u))` is
+`index_put_(b, i, u)`, since nothing else of `b` changes; the same holds for `scatter`, and one after the other for
+several. So an engine hands out the new rows alone and PyTorch writes them, in place; the cache is not copied.
 
-Where the laws stop: if `x` or `u` is a view of what is written, it is copied first; if a buffer is written otherwise
+Where the laws stop: if `y` or `u` is a view of what is written, it is copied first; if a buffer is written otherwise
 than at the end, or read after that, the program is refused. `aten.alias`, which torch_tensorrt leaves to PyTorch,
-stands between a buffer and the engine, or the buffer would become a weight again.
+stands between a buffer and the engine, or the buffer would become a weight again; the ops that write take all other
+results too, or a partitioner might let them run before an engine that still reads (see `writing.py`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,15 +30,10 @@ from ...patterns.aliasing import written_tensors
 from ...patterns.known import attribute
 from ...patterns.metadata import tensor_of
 from ..result import Change, PassResult
+from ..writing import copy_into, put_into, scatter_into
 
 _ATEN = torch.ops.aten
-_IN_PLACE: dict[Any, Any] = {
-    _ATEN.index_put.default: _ATEN.index_put_.default,
-    _ATEN.index_copy.default: _ATEN.index_copy_.default,
-    _ATEN.scatter.src: _ATEN.scatter_.src,
-    _ATEN.scatter.value: _ATEN.scatter_.value,
-}
-"""Ops that change some elements of their first argument, and the same in place."""
+_COPY, _PUT, _SCATTER = copy_into._opoverload, put_into._opoverload, scatter_into._opoverload
 
 _META = "attnlower_writes"
 _PREFIX = "attnlower_state_"
@@ -53,27 +49,32 @@ class _Copy:
 
 
 @dataclass(frozen=True)
-class _Output:
-    """An operand of a write: this output of the graph."""
-
-    position: int
-
-
-@dataclass(frozen=True)
 class _Write:
     """A write to be put back.
 
     Attributes:
-        op: the in-place op.
+        op: one of the ops of `writing.py`.
         buffer: path of the buffer that it writes into; empty for an input.
         placeholder: name of the input that it writes into; empty for a buffer.
-        arguments: its other arguments, tensors as outputs of the graph.
+        dim: along which the index goes; None for a copy.
+        operands: the outputs of the graph that hold its index, if it has one, and its values.
     """
 
     op: Any
     buffer: str
     placeholder: str
-    arguments: tuple[Any, ...]
+    dim: int | None
+    operands: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """A node that gives its first argument with some elements changed."""
+
+    op: Any
+    changed: fx.Node
+    dim: int
+    operands: tuple[fx.Node, fx.Node]
 
 
 @dataclass(frozen=True)
@@ -139,20 +140,24 @@ def put_back_writes(gm: fx.GraphModule) -> PassResult:
         if any(name.startswith(_PREFIX) for name in placeholders):
             raise TensorRTError("the writes of a graph were lost: a lowering pass replaced its module")
         return PassResult("cache_writes")
-    _read_states(gm, taken.states, placeholders)
+    states = _read_states(gm, taken.states, placeholders)
     output, values = _outputs(graph)
-    written = {placeholders[w.placeholder] for w in taken.writes if w.placeholder}
+    written = {*states.values(), *(placeholders[w.placeholder] for w in taken.writes if w.placeholder)}
     values = [_own(graph, output, value, written) for value in values]
-    into: dict[str, fx.Node] = {}
+    after = [value for value in values if isinstance(value, fx.Node) and tensor_of(value) is not None]
     with graph.inserting_before(output):
-        for write in taken.writes:
-            target = placeholders.get(write.placeholder) or into.get(write.buffer)
-            if target is None:
-                target = into[write.buffer] = graph.get_attr(write.buffer)
-                target.meta["val"] = attribute(target)
-            done = graph.call_function(write.op, (target, *(_filled(a, values) for a in write.arguments)))
-            done.meta["val"] = target.meta.get("val")
+        for op in (_COPY, _PUT, _SCATTER):
+            group = [write for write in taken.writes if write.op is op]
+            if not group:
+                continue
+            into = [placeholders[w.placeholder] if w.placeholder else states[w.buffer] for w in group]
+            operands = [list(column) for column in zip(*([values[i] for i in w.operands] for w in group), strict=True)]
+            dims = [] if op is _COPY else [[w.dim for w in group]]
+            graph.call_function(op, (into, *dims, *operands, after)).meta["val"] = None
     output.args = (tuple(values[: taken.outputs]),)
+    for read in states.values():
+        if not read.users:
+            graph.erase_node(read)
     graph.set_codegen(taken.codegen)
     graph.lint()
     gm.recompile()
@@ -209,60 +214,69 @@ def _storage(node: fx.Node) -> int | None:
 
 
 def _root(node: fx.Node) -> fx.Node:
-    """What a tensor is a view of, through ops whose schema says so."""
+    """What a tensor is a view of."""
+    *_, root = _views(node)
+    return root
+
+
+def _views(node: fx.Node) -> Iterator[fx.Node]:
+    """A tensor, what it is a view of, and so on, through ops whose schema says so."""
+    yield node
     while node.op == "call_function" and isinstance(node.target, torch._ops.OpOverload):
         views = any(r.alias_info is not None for r in node.target._schema.returns)
         bases = [n for n in node.all_input_nodes if tensor_of(n) is not None]
         if not views or not bases:
-            break
+            return
         node = bases[0]
-    return node
+        yield node
 
 
 def _writes_of(into: fx.Node, value: fx.Node, values: list[Any]) -> Iterator[_Write]:
     """The writes that `copy_(into, value)` comes to; their operands are appended to the outputs."""
     buffer, placeholder = (str(into.target), "") if into.op == "get_attr" else ("", into.name)
-    steps: list[fx.Node] = []
-    node: Any = value
-    while _is_step(node):
-        steps.append(node)
-        node = node.args[0]
-    if not steps or not _reads(node, into):
-        yield _Write(_ATEN.copy_.default, buffer, placeholder, (_as_output(value, values),))
+    steps: list[_Rows] = []
+    changed = value
+    while (rows := _rows(changed)) is not None:
+        steps.append(rows)
+        changed = rows.changed
+    if not _reads(changed, into) or len({rows.op for rows in steps}) != 1:
+        yield _Write(_COPY, buffer, placeholder, None, (_as_output(value, values),))
         return
-    for step in reversed(steps):
-        operands = tuple(_as_output(argument, values) for argument in step.args[1:])
-        yield _Write(_IN_PLACE[step.target], buffer, placeholder, operands)
+    for rows in reversed(steps):
+        yield _Write(rows.op, buffer, placeholder, rows.dim, tuple(_as_output(n, values) for n in rows.operands))
 
 
-def _is_step(node: Any) -> bool:
-    if not isinstance(node, fx.Node) or node.target not in _IN_PLACE or node.kwargs:
-        return False
-    return all(tensor_of(n) is not None for n in node.all_input_nodes)
+def _rows(node: fx.Node) -> _Rows | None:
+    """What a node changes of its first argument, if it is one of the known ops; None if it is not."""
+    arguments: tuple[Any, ...] = node.args
+    if node.op != "call_function" or node.kwargs:
+        return None
+    if node.target is _ATEN.index_put.default:
+        changed, indices, values, *accumulate = arguments
+        places = [position for position, index in enumerate(indices) if index is not None]
+        if len(places) != 1 or any(accumulate):
+            return None
+        op, dim, index = _PUT, places[0], indices[places[0]]
+    elif node.target is _ATEN.index_copy.default:
+        op, (changed, dim, index, values) = _PUT, arguments
+    elif node.target is _ATEN.scatter.src:
+        op, (changed, dim, index, values) = _SCATTER, arguments
+    else:
+        return None
+    into, at, value = (tensor_of(n) if isinstance(n, fx.Node) else None for n in (changed, index, values))
+    if into is None or at is None or value is None or at.dtype is torch.bool or not into.dim():
+        return None
+    return _Rows(op, changed, dim % into.dim(), (index, values))
 
 
-def _reads(node: Any, into: fx.Node) -> bool:
-    if not isinstance(node, fx.Node) or node.op != into.op:
-        return False
-    return node is into or (node.op == "get_attr" and node.target == into.target)
+def _reads(node: fx.Node, into: fx.Node) -> bool:
+    return node is into or (node.op == into.op == "get_attr" and node.target == into.target)
 
 
-def _as_output(argument: Any, values: list[Any]) -> Any:
-    """An argument with every tensor in it as an output."""
-    if isinstance(argument, (list, tuple)):
-        return [_as_output(entry, values) for entry in argument]
-    if not isinstance(argument, fx.Node):
-        return argument
-    if argument not in values:
-        values.append(argument)
-    return _Output(values.index(argument))
-
-
-def _filled(argument: Any, values: Sequence[Any]) -> Any:
-    """Undoes `_as_output`."""
-    if isinstance(argument, list):
-        return [_filled(entry, values) for entry in argument]
-    return values[argument.position] if isinstance(argument, _Output) else argument
+def _as_output(value: fx.Node, values: list[Any]) -> int:
+    if value not in values:
+        values.append(value)
+    return values.index(value)
 
 
 def _states_as_inputs(gm: fx.GraphModule, memory: set[int | None]) -> dict[str, str]:
@@ -273,8 +287,6 @@ def _states_as_inputs(gm: fx.GraphModule, memory: set[int | None]) -> dict[str, 
     point = last.next if last is not None else next(iter(graph.nodes))
     states: dict[str, fx.Node] = {}
     for node in reads:
-        if not node.users:
-            continue
         path = str(node.target)
         if path not in states:
             if tensor_of(node) is None:
@@ -288,32 +300,26 @@ def _states_as_inputs(gm: fx.GraphModule, memory: set[int | None]) -> dict[str, 
     return {node.name: path for path, node in states.items()}
 
 
-def _read_states(gm: fx.GraphModule, states: dict[str, str], placeholders: dict[str, fx.Node]) -> None:
-    """Replace the new placeholders by their buffers."""
+def _read_states(gm: fx.GraphModule, states: dict[str, str], placeholders: dict[str, fx.Node]) -> dict[str, fx.Node]:
+    """Replace the new placeholders by their buffers, read through `aten.alias`; returns these by path."""
+    reads: dict[str, fx.Node] = {}
     for name, path in states.items():
         state = placeholders.get(name)
         if state is None:
             raise TensorRTError(f"the writes of a graph were lost: its input '{name}' is gone")
         with gm.graph.inserting_before(state):
             buffer = gm.graph.get_attr(path)
-            read = gm.graph.call_function(_ATEN.alias.default, (buffer,))
-        buffer.meta, read.meta = dict(state.meta), dict(state.meta)
-        state.replace_all_uses_with(read)
+            reads[path] = gm.graph.call_function(_ATEN.alias.default, (buffer,))
+        buffer.meta, reads[path].meta = dict(state.meta), dict(state.meta)
+        state.replace_all_uses_with(reads[path])
         gm.graph.erase_node(state)
-        if not read.users:
-            gm.graph.erase_node(read)
-            gm.graph.erase_node(buffer)
+    return reads
 
 
 def _own(graph: fx.Graph, output: fx.Node, value: Any, written: set[fx.Node]) -> Any:
     """A value that no write changes: a copy of it if it is a view of something that is written."""
-    if not isinstance(value, fx.Node):
+    if not isinstance(value, fx.Node) or not any(view in written for view in _views(value)):
         return value
-    root = _root(value)
-    if root.op != "get_attr" and root not in written:
-        return value
-    if root.op == "get_attr" and not any(user.target is _ATEN.alias.default for user in root.users):
-        return value  # a weight
     with graph.inserting_before(output):
         copied = graph.call_function(_ATEN.clone.default, (value,))
     copied.meta["val"] = value.meta.get("val")

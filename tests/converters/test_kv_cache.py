@@ -128,7 +128,7 @@ def test_every_call_is_eagers_on_the_reference(
     assert max(differences(run, with_cache(family), lengths)) <= TOLERANCE
     (compilation,) = reference_tensorrt.compilations()
     assert compilation.engines == 1
-    written = {"aten.alias.default", "aten.copy_.default", "aten.index_put_.default"}
+    written = {"aten.alias.default", "attnlower.copy_into.default", "attnlower.put_into.default"}
     assert set(compilation.torch_nodes) == written, "PyTorch reads and writes the cache, and does nothing else"
     assert len(reference_tensorrt.attentions()) == LAYERS
     assert {site.action for site in attnlower.last_report().sites} == {"keep"}
@@ -188,11 +188,15 @@ def test_a_mask_over_all_slots_is_no_static_cache(torch_tensorrt: Any) -> None:
     assert_like_eager(torch_tensorrt, Everything(), [(torch.randn(1, 2, 1, 4), torch.tensor([i])) for i in range(4)])
 
 
-def assert_like_eager(tensorrt: Any, model: torch.nn.Module, calls: list[tuple[Tensor, ...]]) -> Callable[..., Any]:
+def assert_like_eager(
+    tensorrt: Any, model: torch.nn.Module, calls: list[tuple[Tensor, ...]], **settings: Any
+) -> Callable[..., Any]:
     """Export with the first call's inputs, compile, and run every call on both; buffers and inputs are compared too."""
     program = torch.export.export(copy.deepcopy(model), copy.deepcopy(calls[0]), strict=False)
     with quiet(), torch.no_grad(), register():
-        run: Callable[..., Any] = tensorrt.dynamo.compile(program, arg_inputs=list(calls[0]), min_block_size=1)
+        run: Callable[..., Any] = tensorrt.dynamo.compile(
+            program, arg_inputs=list(calls[0]), min_block_size=1, **settings
+        )
     for call in calls:
         ours, eagers = copy.deepcopy(call), copy.deepcopy(call)
         with torch.no_grad():
@@ -317,6 +321,24 @@ class Remembers(torch.nn.Module):
         self.count.add_(x.shape[2])
         allowed = torch.arange(8, device=x.device)[None, :] <= position[:, None]
         return F.scaled_dot_product_attention(self.project(x), self.cache, self.cache, attn_mask=allowed)
+
+
+@pytest.mark.parametrize("fast", [True, False], ids=["adjacency", "global"])
+@pytest.mark.parametrize("apart", [(), ("sin",), ("linear", "sin")], ids=["one engine", "two engines", "more"])
+def test_writes_wait_for_every_engine(fast: bool, apart: tuple[str, ...], torch_tensorrt: Any) -> None:
+    """With parts in PyTorch there are several engines, which both partitioners put where operands allow."""
+
+    class Counts(Remembers):
+        def forward(self, x: Tensor) -> Tensor:
+            out = super().forward(x)
+            late = torch.sin(out) + self.cache.sum((0, 1, 2)) + self.count
+            self.cache.mul_(0.5)
+            return self.project(late)
+
+    executed = {getattr(torch.ops.aten, name).default for name in apart}
+    calls = [(x,) for x in torch.randn(4, 1, 2, 1, 4)]
+    settings = {"torch_executed_ops": executed, "use_fast_partitioner": fast}
+    assert_like_eager(torch_tensorrt, Counts().eval(), calls, **settings)
 
 
 @pytest.mark.parametrize("backend", ["torch_tensorrt", "attnlower"])

@@ -12,7 +12,8 @@ from torch import Tensor, fx
 
 from attnlower.errors import TensorRTError
 from attnlower.lowering.passes.cache_writes import put_back_writes, take_out_writes
-from attnlower.lowering.passes.scalar_outputs import write_scalar_outputs
+from attnlower.lowering.passes.scalar_rank import write_scalar_rank
+from attnlower.lowering.writing import copy_into, put_into, scatter_into
 
 _ATEN = torch.ops.aten
 
@@ -70,6 +71,13 @@ def twice(m: Any, x: Tensor, position: Tensor) -> Tensor:
     return m.keys.sum(2)
 
 
+def mixed(m: Any, x: Tensor, position: Tensor) -> Tensor:
+    """A write of rows and a scatter into one buffer, whose order matters."""
+    m.keys.index_copy_(2, position, x)
+    m.keys.scatter_(2, position[None, None, :, None].expand_as(x), 2 * x)
+    return m.keys.sum(2)
+
+
 def both(m: Any, x: Tensor, position: Tensor) -> tuple[Tensor, Tensor]:
     m.keys.index_copy_(2, position, x)
     m.values.index_copy_(2, position, -x)
@@ -121,7 +129,7 @@ def into_an_input(m: Any, x: Tensor, position: Tensor) -> Tensor:
 STEPS = {
     step.__name__: step
     for step in (
-        *(index_copy, index_put, accumulated, scattered, sliced, counted, twice, both, rolled, rolled_in_place),
+        *(index_copy, index_put, accumulated, scattered, sliced, counted, twice, mixed, both, rolled, rolled_in_place),
         *(rows_of_itself, swapped, old_value_returned, never_read, into_an_input),
     )
 }
@@ -149,6 +157,12 @@ def targets(gm: fx.GraphModule) -> list[Any]:
     return [n.target for n in gm.graph.nodes if n.op == "call_function"]
 
 
+def writes(gm: fx.GraphModule) -> list[fx.Node]:
+    """The calls of the ops that write."""
+    ops = [op._opoverload for op in (copy_into, put_into, scatter_into)]
+    return [n for n in gm.graph.nodes if n.target in ops]
+
+
 def same_calls(model: torch.nn.Module, gm: fx.GraphModule, calls: int = 3) -> None:
     """Both give the same outputs, buffers and inputs, call after call; the state of both changes."""
     model = copy.deepcopy(model)
@@ -172,7 +186,7 @@ def test_what_is_written_survives(step: Callable[..., Any]) -> None:
     assert taken.changed
     without_unused(gm)
     assert not any(t._schema.is_mutable for t in targets(gm) if isinstance(t, torch._ops.OpOverload))
-    write_scalar_outputs(gm)
+    write_scalar_rank(gm)
     assert put_back_writes(gm).changed
     same_calls(model, gm)
 
@@ -190,11 +204,10 @@ def test_without_the_pass_it_does_not(step: Callable[..., Any]) -> None:
 @pytest.mark.parametrize(
     "step, op",
     [
-        (index_copy, _ATEN.index_put_.default),
-        (index_put, _ATEN.index_put_.default),
-        (accumulated, _ATEN.index_put_.default),
-        (scattered, _ATEN.scatter_.src),
-        (twice, _ATEN.index_put_.default),
+        (index_copy, put_into),
+        (index_put, put_into),
+        (scattered, scatter_into),
+        (twice, put_into),
     ],
     ids=lambda value: getattr(value, "__name__", None),
 )
@@ -205,26 +218,38 @@ def test_rows_are_written_in_place(step: Callable[..., Any], op: Any) -> None:
     (output,) = (n for n in gm.graph.nodes if n.op == "output")
     assert all(value.meta["val"].shape != (1, 2, 8, 4) for value in output.args[0])
     put_back_writes(gm)
-    found = [t for t in targets(gm) if getattr(t, "_schema", None) is not None and t._schema.is_mutable]
-    assert set(found) == {op} and len(found) == (2 if step is twice else 1)
+    (write,) = writes(gm)
+    assert write.target is op._opoverload and len(write.args[0]) == (2 if step is twice else 1)
 
 
-@pytest.mark.parametrize("step", [rolled, rolled_in_place, swapped], ids=lambda step: step.__name__)
+@pytest.mark.parametrize("step", [rolled, rolled_in_place, swapped, accumulated, mixed], ids=lambda step: step.__name__)
 def test_what_moves_is_copied_whole(step: Callable[..., Any]) -> None:
-    """Near miss: an index_put into something else than the buffer itself is no write of rows."""
+    """Near misses: an index_put into something else than the buffer itself, or one that adds, writes no rows."""
     gm = exported(Stateful(step), inputs())
     take_out_writes(gm)
     put_back_writes(gm)
-    found = [t for t in targets(gm) if isinstance(t, torch._ops.OpOverload) and t._schema.is_mutable]
-    assert set(found) == {_ATEN.copy_.default}
+    (write,) = writes(gm)
+    assert write.target is copy_into._opoverload
 
 
 def test_a_view_of_what_is_written_is_copied_first() -> None:
     gm = exported(Stateful(rows_of_itself), inputs())
     take_out_writes(gm)
     put_back_writes(gm)
-    write = next(n for n in gm.graph.nodes if n.target is _ATEN.index_put_.default)
-    assert write.args[2].target is _ATEN.clone.default
+    (write,) = writes(gm)
+    assert write.args[3][0].target is _ATEN.clone.default
+
+
+@pytest.mark.parametrize("step", [both, counted], ids=lambda step: step.__name__)
+def test_writes_wait_for_every_result(step: Callable[..., Any]) -> None:
+    """A partitioner must not run a write before an engine that still reads."""
+    gm = exported(Stateful(step), inputs())
+    take_out_writes(gm)
+    put_back_writes(gm)
+    (output,) = (n for n in gm.graph.nodes if n.op == "output")
+    for write in writes(gm):
+        assert set(output.args[0]) <= set(write.args[-1])
+        assert all(n.target is _ATEN.alias.default for n in write.args[0])
 
 
 def test_a_program_without_writes_is_left_alone() -> None:
@@ -330,10 +355,20 @@ def test_losing_the_writes_is_an_error() -> None:
 def test_scalars_keep_their_rank() -> None:
     raw = Raw()
     total = raw.call(_ATEN.sum.default, raw.x)
-    total.meta["val"] = torch.tensor(0.0)
-    gm = raw.module(raw.call(_ATEN.neg.default, raw.x), total)
-    result = write_scalar_outputs(gm)
+    twice = raw.call(_ATEN.mul.Tensor, total, 2)
+    for node in (total, twice):
+        node.meta["val"] = torch.tensor(0.0)
+    gm = raw.module(raw.call(_ATEN.neg.default, raw.x), twice)
+    result = write_scalar_rank(gm)
     gm.recompile()
-    assert [change.node for change in result.changes] == [total.name]
-    assert gm(torch.ones(3))[1].shape == ()
-    assert not write_scalar_outputs(gm).changed
+    assert [change.node for change in result.changes] == [total.name, twice.name]
+    assert all(set(n.users) <= {n.next} for n in (total, twice)) and total.next.target is _ATEN.view.default
+    torch.testing.assert_close(gm(torch.ones(3)), (-torch.ones(3), torch.tensor(6.0)))
+
+
+def test_views_and_larger_tensors_have_their_rank() -> None:
+    raw = Raw()
+    first = raw.call(_ATEN.select.int, raw.x, 0, 0)
+    first.meta["val"] = torch.tensor(0.0)
+    gm = raw.module(raw.call(_ATEN.mul.Tensor, raw.x, first))
+    assert not write_scalar_rank(gm).changed
