@@ -275,3 +275,10 @@ def test_settings_are_reported(reference_tensorrt: ModuleType) -> None:
     assert settings.causal.name == "NONE" and not settings.decomposable
     assert reference_tensorrt.layer_counts() == {"ATTENTION": 1}
     assert "mask BOOL(1, 1, 5, 7)" in reference_tensorrt.describe().replace("mask mask", "mask")
+
+
+def test_a_refused_network_can_be_described(reference_tensorrt: ModuleType) -> None:
+    refused("attention mask with causal", {**qkv(), "mask": torch.randn(1, 1, 5, 7)}, attend(with_mask, causal=True))
+    text = reference_tensorrt.describe()
+    assert "causal UPPER_LEFT, mask" in text
+    assert "(not computable)" in text
