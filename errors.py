@@ -41,3 +41,7 @@ class ReportError(AttnLowerError, OSError):
 
 class TensorRTError(AttnLowerError, RuntimeError):
     """torch_tensorrt or TensorRT is missing or of a version that attnlower does not support."""
+
+
+class LimitError(AttnLowerError, ValueError):
+    """A call is larger than the programs were exported for."""

@@ -1,0 +1,90 @@
+"""One decoding: the sources' cross keys and values, the self-attention caches, and how far they are filled."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ...errors import LimitError
+from .limits import Limits
+from .runtime import Runtime
+
+
+class Session:
+    """Decodes over sources that were encoded once.
+
+    Args:
+        runtime: the programs.
+        limits: what they are good for.
+        source: token ids (B, S), or features.
+        attention_mask: (B, S), 0 where the source is padded; for features (B, frames).
+
+    Attributes:
+        hidden: the encoder's hidden states (B, S, M).
+        length: decoder tokens in the caches.
+
+    Raises:
+        LimitError: if there are more sources, or longer ones, than the programs were exported for.
+    """
+
+    def __init__(self, runtime: Runtime, limits: Limits, source: Tensor, attention_mask: Tensor) -> None:
+        if source.dim() == 2:
+            limits.check_source(*source.shape)
+        else:
+            limits.check_source(source.shape[0], 1)
+        self._runtime, self._limits = runtime, limits
+        self.hidden, keys, values = runtime.encoder(source, attention_mask)
+        self._cross: tuple[Sequence[Tensor], Sequence[Tensor]] = (list(keys), list(values))
+        length = self.hidden.shape[1]
+        same = attention_mask.shape[1] == length
+        self._mask = attention_mask if same else attention_mask.new_ones((source.shape[0], length))
+        self._self: tuple[list[Tensor], list[Tensor]] | None = None
+        self.length = 0
+
+    def decode(self, decoder_input_ids: Tensor) -> Tensor:
+        """Logits (N, T, V) of the next tokens (N, T), N a multiple of the number of sources.
+
+        The first call takes the prompt; every further one a token per row, or several, one after the other.
+
+        Raises:
+            LimitError: if there are more rows per source, or more tokens, than the programs were exported for.
+        """
+        sources = self.hidden.shape[0]
+        rows, tokens = decoder_input_ids.shape
+        if rows % sources:
+            raise LimitError(f"{rows} decoder rows for {sources} sources: every source needs as many")
+        beams = rows // sources
+        self._limits.check_target(beams, self.length + tokens)
+        ids = decoder_input_ids.reshape(sources, beams, tokens)
+        if self._self is None:
+            self._self = self._allocated(beams)
+        if self.length == 0:
+            logits = self._run(self._runtime.prefill, ids, 0)
+        else:
+            steps = [self._run(self._runtime.step, ids[:, :, i : i + 1], self.length + i) for i in range(tokens)]
+            logits = steps[0] if tokens == 1 else torch.cat(steps, 2)
+        self.length += tokens
+        return logits.reshape(rows, tokens, -1)
+
+    def reorder(self, rows: Tensor) -> None:
+        """Let decoder row i continue from row `rows[i]` of the same source; the cross cache stays."""
+        if self._self is None:
+            return
+        for cache in (*self._self[0], *self._self[1]):
+            flat = cache.flatten(0, 1)[:, :, : self.length]
+            flat.copy_(flat.index_select(0, rows))
+
+    def _run(self, program: object, ids: Tensor, position: int) -> Tensor:
+        at = torch.tensor([position], dtype=torch.long, device=ids.device)
+        return program(ids, at, self._mask, *self._self, *self._cross)  # type: ignore[operator, misc, no-any-return]
+
+    def _allocated(self, beams: int) -> tuple[list[Tensor], list[Tensor]]:
+        keys, values = self._cross
+        capacity = self._limits.max_target_len
+
+        def zeros(part: Sequence[Tensor]) -> list[Tensor]:
+            return [t.new_zeros((t.shape[0], beams, t.shape[1], capacity, t.shape[3])) for t in part]
+
+        return zeros(keys), zeros(values)
