@@ -436,6 +436,61 @@ def test_networks_have_outputs_and_profiles() -> None:
     refused("profile order", lambda network, x: x, tensors(([3], F32)), x0=([4], [5]))
 
 
+def test_loops_are_complete() -> None:
+    def loop_of(count: torch.Tensor | None, closed: bool, with_length: bool) -> Callable[..., Any]:
+        def body(network, x):
+            import tensorrt as trt
+
+            loop = network.add_loop()
+            if count is not None:
+                loop.add_trip_limit(constant(network, count), trt.TripLimit.COUNT)
+            recurrence = loop.add_recurrence(x)
+            following = network.add_unary(recurrence.get_output(0), trt.UnaryOperation.NEG).get_output(0)
+            if closed:
+                recurrence.set_input(1, following)
+            output = loop.add_loop_output(following, trt.LoopOutput.CONCATENATE)
+            if with_length:
+                output.set_input(1, constant(network, torch.tensor(3)))
+            return output.get_output(0)
+
+        return body
+
+    x, three = tensors(([4], F32)), torch.tensor(3)
+    refused("trip count", loop_of(None, True, True), x)
+    refused("trip count", loop_of(torch.tensor([3]), True, True), x)
+    refused("unset input", loop_of(three, False, True), x)
+    refused("unset input", loop_of(three, True, False), x)
+    assert run(loop_of(three, True, True), x)[:, 0].tolist() == [-1, 1, -1]
+
+
+def test_einsum() -> None:
+    def einsum(equation: str) -> Callable[..., Any]:
+        return lambda network, x, y: network.add_einsum([x, y], equation).get_output(0)
+
+    refused("einsum equation", einsum("...i,...i->..."), tensors(([3, 4], F32), ([3, 4], F32)))
+    refused("strong typing", einsum("ij,ij->i"), tensors(([3, 4], F32), ([3, 4], F16)))
+    assert run(einsum("ij,ij->i"), tensors(([3, 4], F32), ([3, 4], F32))).tolist() == [4, 4, 4]
+
+
+def test_cumulative_axis_is_a_constant() -> None:
+    def cumulate(axis: torch.Tensor | None) -> Callable[..., Any]:
+        def body(network, x):
+            import tensorrt as trt
+
+            if axis is None:  # the first size, which is dynamic
+                given = network.add_gather(network.add_shape(x).get_output(0), constant(network, torch.tensor(0)), 0)
+                given = given.get_output(0)
+            else:
+                given = constant(network, axis)
+            return network.add_cumulative(x, given, trt.CumulativeOperation.SUM, False, False).get_output(0)
+
+        return body
+
+    refused("constant axes", cumulate(torch.tensor([0])), tensors(([1, 4], F32)))
+    refused("constant axes", cumulate(None), tensors(([1, 4], F32)), x0=((1, 4), (9, 4)))
+    assert run(cumulate(torch.tensor(-1)), tensors(([1, 4], F32))).tolist() == [[1, 2, 3, 4]]
+
+
 def rotary(interleaved: bool = False, width: int = 0) -> Callable[..., Any]:
     def body(network, x, cos, sin, *positions):
         layer = network.add_rotary_embedding(x, cos, sin, interleaved, width)
