@@ -178,6 +178,7 @@ def test_dropout_stays_dropout(tools: Any) -> None:
     first = run(inputs)
     torch.manual_seed(3)
     tools.same(run(inputs), first)
+    assert not torch.allclose(run(inputs), first), "other random numbers drop other weights"
     many = torch.stack([run(inputs) for _ in range(600)]).mean(0)
     torch.testing.assert_close(many, tools.Attend({}, None)(inputs), rtol=0.2, atol=0.08)
 
