@@ -15,6 +15,7 @@ from torch import fx
 from ..lowering.graph_modules import fixed_tensors, origins_of
 from ..lowering.history import remember
 from ..lowering.passes.cache_writes import put_back_writes, take_out_writes
+from ..lowering.passes.embedding_indices import write_embedding_indices
 from ..lowering.passes.scalar_rank import write_scalar_rank
 from ..lowering.pipeline import rewrite_in_place
 from ..lowering.report import Report, build_report
@@ -127,8 +128,12 @@ def attnlower_lowering(gm: fx.GraphModule, settings: Any) -> fx.GraphModule:
 
 
 def attnlower_closing(gm: fx.GraphModule, settings: Any) -> fx.GraphModule:
-    """torch_tensorrt's last lowering pass: what the program writes is written by PyTorch, behind the engine."""
-    if write_scalar_rank(gm).changed:
-        gm.recompile()
+    """torch_tensorrt's last lowering pass: what it refuses or gets wrong in what its own passes leave is rewritten.
+
+    What the program writes is written by PyTorch, behind the engines.
+    """
+    write_embedding_indices(gm)
+    write_scalar_rank(gm)
     put_back_writes(gm)
+    gm.recompile()
     return gm

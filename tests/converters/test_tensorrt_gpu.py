@@ -197,7 +197,7 @@ def _model(name: str) -> Case:
     return next(case for case in MODELS if case.name.startswith(name))
 
 
-@pytest.mark.parametrize("name", ["BertModel", "MistralModel", "LlamaModel, left"])
+@pytest.mark.parametrize("name", ["BertModel", "T5Model", "MistralModel", "LlamaModel, left"])
 @pytest.mark.parametrize("backend", ["torch_tensorrt", "attnlower"])
 def test_models_through_torch_compile(name: str, backend: str, runtime: Runtime) -> None:
     pytest.importorskip("transformers")
