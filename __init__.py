@@ -13,6 +13,7 @@ from .errors import (
     CaptureError,
     DrawingError,
     LegalizeError,
+    LimitError,
     OptionError,
     ProgramError,
     ReadRuleError,
@@ -21,6 +22,7 @@ from .errors import (
     TensorRTError,
 )
 from .lowering import AttentionSite, Lowered, Report, explain, last_report, lower
+from .lowering.seq2seq import Seq2SeqPrograms, export_seq2seq
 
 __version__ = version("attnlower")
 
@@ -30,17 +32,20 @@ __all__ = [
     "CaptureError",
     "DrawingError",
     "LegalizeError",
+    "LimitError",
     "Lowered",
     "OptionError",
     "ProgramError",
     "ReadRuleError",
     "Report",
     "ReportError",
+    "Seq2SeqPrograms",
     "TemplateError",
     "TensorRTError",
     "__version__",
     "converters",
     "explain",
+    "export_seq2seq",
     "last_report",
     "lower",
 ]

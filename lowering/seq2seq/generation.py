@@ -7,6 +7,7 @@ prompts, Marian's, ...) is there. Its encoder and its forward run the programs.
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -40,9 +41,11 @@ class ProgramCache(Cache):
 
 
 class _EncoderStandIn(torch.nn.Module):
-    def __init__(self, owner: Any) -> None:
+    """What `generate` takes for the encoder."""
+
+    def __init__(self, encode: Callable[[Tensor, Tensor | None], Session]) -> None:
         super().__init__()
-        object.__setattr__(self, "owner", owner)
+        self._encode = encode
 
     def forward(
         self,
@@ -56,7 +59,7 @@ class _EncoderStandIn(torch.nn.Module):
         if output_attentions or output_hidden_states:
             raise ProgramError("the exported encoder gives neither attentions nor the hidden states of its layers")
         source = input_ids if input_features is None else input_features
-        return BaseModelOutput(last_hidden_state=self.owner.encode(source, attention_mask).hidden)
+        return BaseModelOutput(last_hidden_state=self._encode(source, attention_mask).hidden)
 
 
 class _StandIn:
@@ -76,7 +79,7 @@ class _StandIn:
         return self.running_on[1]
 
     def get_encoder(self, *args: Any, **kwargs: Any) -> torch.nn.Module:
-        return _EncoderStandIn(self)
+        return _EncoderStandIn(self.encode)
 
     def encode(self, source: Tensor, attention_mask: Tensor | None) -> Session:
         if attention_mask is None:
@@ -97,16 +100,15 @@ class _StandIn:
 
     def forward(self, decoder_input_ids: Tensor, past_key_values: ProgramCache, **kwargs: Any) -> Seq2SeqLMOutput:
         logits = past_key_values.session.decode(decoder_input_ids)
-        return Seq2SeqLMOutput(logits=logits, past_key_values=past_key_values)
+        cache: Any = past_key_values  # of a class of its own
+        return Seq2SeqLMOutput(logits=logits, past_key_values=cache)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Seq2SeqLMOutput:
         return self.forward(*args, **kwargs)
 
 
-def stand_in(
-    model_class: str, config: Any, generation_config: Any, runtime: Runtime, limits: Limits, like: Tensor
-) -> Any:
-    """An object of the model's class on which `generate` works.
+def stand_in(model_class: str, config: Any, generation_config: Any) -> Any:
+    """An object of the model's class, its weights on the meta device, to be `bound` for each call.
 
     Raises:
         ProgramError: if transformers has no class of this name.
@@ -115,11 +117,15 @@ def stand_in(
     if original is None:
         raise ProgramError(f"transformers {transformers.__version__} has no model class '{model_class}'")
     combined = type(model_class, (_StandIn, original), {})
-    model = combined.__new__(combined)
-    torch.nn.Module.__init__(model)
-    model.config = config
+    with torch.device("meta"):
+        model = combined(copy.deepcopy(config))
     model.generation_config = copy.deepcopy(generation_config)
+    return model.eval()
+
+
+def bound(model: Any, runtime: Runtime, limits: Limits, like: Tensor) -> Any:
+    """A stand-in for one call of `generate`, which shares everything with the given one but this call's state."""
+    model = copy.copy(model)
     model.runtime, model.limits, model.session = runtime, limits, None
     model.running_on = (like.device, like.dtype)
-    model.warnings_issued = {}
-    return model.eval()
+    return model

@@ -37,7 +37,7 @@ class Encoder(torch.nn.Module):
         cache = recording_cache(decoder_layers(model.config))
         start = torch.zeros((hidden.shape[0], 1), dtype=torch.long, device=hidden.device)
         model.get_decoder()(input_ids=start, encoder_hidden_states=hidden, past_key_values=cache, use_cache=True)
-        layers = cache.cross_attention_cache.layers
+        layers: list[Any] = cache.cross_attention_cache.layers
         return hidden, [layer.keys for layer in layers], [layer.values for layer in layers]
 
 
@@ -91,4 +91,5 @@ class Decoder(torch.nn.Module):
             use_cache=True,
         )
         logits: Tensor = outputs.logits
-        return logits.unflatten(0, (sources, beams))
+        folded: Tensor = logits.unflatten(0, (sources, beams))
+        return folded

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +80,7 @@ class Seq2SeqPrograms:
             LimitError: if the batch, the source, the beams or the tokens asked for exceed the programs' limits, before
                 anything runs.
         """
-        from .generation import stand_in
+        from .generation import bound
 
         width = source.shape[1] if source.dim() == 2 else 1
         self.limits.check_source(source.shape[0], width)
@@ -89,7 +90,7 @@ class Seq2SeqPrograms:
         if kwargs.get("max_new_tokens"):
             self.limits.check_target(rows, kwargs["max_new_tokens"] + 1)
         weights = next(iter(self.programs["step"].state_dict.values()))
-        model = stand_in(self.model_class, self.config, self.generation_config, self._runtime(), self.limits, weights)
+        model = bound(self._stand_in, self._runtime(), self.limits, weights)
         if attention_mask is not None:
             kwargs["attention_mask"] = attention_mask
         return model.generate(source, **kwargs)
@@ -146,6 +147,12 @@ class Seq2SeqPrograms:
             config=AutoConfig.from_pretrained(path),
             generation_config=GenerationConfig.from_pretrained(path),
         )
+
+    @cached_property
+    def _stand_in(self) -> Any:
+        from .generation import stand_in
+
+        return stand_in(self.model_class, self.config, self.generation_config)
 
     def _runtime(self) -> Runtime:
         if self.runtime is not None:
