@@ -59,6 +59,8 @@ class _EncoderStandIn(torch.nn.Module):
         if output_attentions or output_hidden_states:
             raise ProgramError("the exported encoder gives neither attentions nor the hidden states of its layers")
         source = input_ids if input_features is None else input_features
+        if source is None:
+            raise ProgramError("the encoder needs input_ids, or input_features for speech")
         return BaseModelOutput(last_hidden_state=self._encode(source, attention_mask).hidden)
 
 

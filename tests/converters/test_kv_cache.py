@@ -294,6 +294,20 @@ def test_a_position_out_of_range_is_an_error_as_in_eager(torch_tensorrt: Any) ->
         run(*outside)
 
 
+def test_where_pytorch_has_no_part_it_is_an_error(torch_tensorrt: Any) -> None:
+    """An engine alone cannot keep a cache: it is told, where torch_tensorrt alone freezes the cache as a weight."""
+    call = (torch.randn(1, 2, 1, 4), torch.tensor([0]))
+    program = torch.export.export(Written(), call, strict=False)
+    to_engine = torch_tensorrt.dynamo.convert_exported_program_to_serialized_trt_engine
+    with quiet(), torch.no_grad():
+        assert to_engine(copy.deepcopy(program), arg_inputs=list(call))
+        with register():
+            with pytest.raises(Exception, match=r"aten.*alias not currently supported"):
+                to_engine(copy.deepcopy(program), arg_inputs=list(call))
+            with pytest.raises(AssertionError, match="require_full_compilation"):
+                torch_tensorrt.dynamo.compile(program, arg_inputs=list(call), require_full_compilation=True)
+
+
 def test_not_a_number_in_an_unwritten_value_spreads_as_in_eager(torch_tensorrt: Any) -> None:
     """A weight of 0 times NaN is NaN, by the definition of attention: a cache must be finite, as a new one is."""
     model = Written()
