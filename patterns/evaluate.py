@@ -21,7 +21,7 @@ def evaluate(expr: Expr, values: Mapping[str, Any], tensors: Mapping[str, torch.
 
     Args:
         expr: any expression.
-        values: coordinates (index tensors that broadcast against each other) and sizes (ints), by name.
+        values: coordinates (index tensors that broadcast against each other), sizes and other symbols (ints), by name.
         tensors: the tensors behind CELLs, by label.
 
     Returns:
@@ -136,6 +136,8 @@ class _Evaluator:
         return torch.where(chosen < 0, 0, found)
 
     def _apply(self, expr: Expr, args: list[torch.Tensor]) -> torch.Tensor:
+        if not args and expr.payload in self._values:  # a symbol of which not even the sign is known
+            return torch.as_tensor(self._values[expr.payload])
         name, _, dtype = str(expr.payload).partition(":")
         comparisons = {"flt": torch.lt, "fle": torch.le, "feq": torch.eq}
         if name in comparisons:

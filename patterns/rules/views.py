@@ -45,12 +45,20 @@ def read_unsqueeze(reader: Reader, node: fx.Node, coords: Coords) -> Expr:
 
 @RULES.register(aten.squeeze, aten.squeeze_copy)
 def read_squeeze(reader: Reader, node: fx.Node, coords: Coords) -> Expr:
-    """Put zero where an axis of size one was dropped."""
+    """Put zero where an axis of size one was dropped.
+
+    An exported program runs at size 1 too, although tracing took every dynamic size for another: there `squeeze` drops
+    the axis and the shapes behind it are others.
+    """
     args = bind(node)
     shape = reader.shape(args["self"])
     dims = args.get("dim")
     chosen = range(len(shape)) if dims is None or not shape else [dims] if isinstance(dims, int) else dims
-    dropped = {d for d in (wrap_dim(d, len(shape)) for d in chosen) if shape[d] is build.ONE}
+    wrapped = {wrap_dim(d, len(shape)) for d in chosen}
+    dropped = {d for d in wrapped if shape[d] is build.ONE}
+    for d in wrapped - dropped:
+        if reader.facts.decide(build.eq(shape[d], build.ONE)) is not False:
+            raise Unreadable(f"squeeze of axis {d}, which is there unless its size is 1 at run time")
     if len(shape) - len(dropped) != len(coords):
         raise Unreadable("squeeze of an axis whose size is not known to be one")
     rest = iter(coords)

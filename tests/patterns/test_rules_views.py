@@ -331,3 +331,38 @@ def test_random_programs(read: Check, steps: list[tuple[str, int, int, int]], dy
         return
     if not reading.opaque:
         assert torch.equal(reading.evaluate(inputs, actual.shape).long(), actual.long()), reading.expr
+
+
+class TestSqueezeOfADynamicAxis:
+    """At size 1 it drops the axis, whatever tracing took the size for."""
+
+    class Squeezed(torch.nn.Module):
+        def __init__(self, dim: int | None) -> None:
+            super().__init__()
+            self.dim = dim
+
+        def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+            mask = mask.squeeze() if self.dim is None else mask.squeeze(self.dim)
+            return torch.nn.functional.scaled_dot_product_attention(x, x, x, attn_mask=mask)
+
+    def program(self, dim: int | None, least: int = 1) -> torch.export.ExportedProgram:
+        length = torch.export.Dim("length", min=least, max=64)
+        args = (torch.randn(2, 3, 6, 8), torch.rand(6, 6) > 0.3)
+        return torch.export.export(
+            self.Squeezed(dim), args, dynamic_shapes=({2: length}, {0: length, 1: length}), strict=False
+        )
+
+    @pytest.mark.parametrize("dim", [0, -1, None])
+    def test_is_not_read(self, dim: int | None) -> None:
+        import attnlower
+
+        (site,) = attnlower.explain(self.program(dim)).sites
+        assert site.verdict == "unknown"
+        assert "its size is 1 at run time" in site.reason
+
+    def test_is_read_where_the_size_cannot_be_one(self) -> None:
+        import attnlower
+
+        (site,) = attnlower.explain(self.program(-1, least=3)).sites
+        assert "run time" not in site.reason
+        assert "mask[q, k]" in site.formula
