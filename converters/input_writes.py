@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import fx
 
+from ..errors import TensorRTError
 from ..patterns.aliasing import writes_into, written_tensors
 
 _DECIDES = "_graph_has_higher_order_ops"
@@ -24,13 +25,21 @@ def writes_into_inputs(gm: fx.GraphModule) -> bool:
 
 
 class WritesBecomeOutputs:
-    """torch_tensorrt's choice of the way, changed as above, until `undo`."""
+    """torch_tensorrt's choice of the way, changed as above, until `undo`.
+
+    Raises:
+        TensorRTError: if this torch_tensorrt makes no such choice.
+    """
 
     def __init__(self) -> None:
         from torch_tensorrt.dynamo.backend import backends
 
         self._backends: Any = backends
-        before: Callable[[fx.GraphModule], bool] = getattr(backends, _DECIDES)
+        before: Callable[[fx.GraphModule], bool] | None = getattr(backends, _DECIDES, None)
+        if before is None:
+            raise TensorRTError(
+                f"torch_tensorrt has no '{_DECIDES}': it is of a version attnlower does not know"
+            )
 
         def decides(gm: fx.GraphModule) -> bool:
             return before(gm) or writes_into_inputs(gm)

@@ -31,6 +31,7 @@ class Installation:
         self._converters: dict[Any, Any] = DYNAMO_ATEN_CONVERTERS
         self._passes: list[Callable[..., Any]] = ATEN_POST_LOWERING_PASSES.passes
         self._own = (lowering_pass, closing_pass)
+        self._input_writes = WritesBecomeOutputs()
         self._replaced: dict[Any, Any] = {}
         # Replaced, not put in front: where a validator says no, torch_tensorrt's own converter would be asked next,
         # and it takes calls that IAttention does not.
@@ -54,7 +55,6 @@ class Installation:
             self._passes.remove(assuming)
         self._passes.insert(0, lowering_pass)
         self._passes.append(closing_pass)
-        self._input_writes = WritesBecomeOutputs()
 
     def _replace(self, op: Any, *supports: Any) -> None:
         self._replaced[op] = self._converters.get(op)
