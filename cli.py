@@ -1,4 +1,4 @@
-"""The command line: `attnlower explain program.pt2` and `attnlower demo`."""
+"""The command line: `attnlower explain`, `export-seq2seq`, `generate` and `demo`."""
 
 from __future__ import annotations
 
@@ -37,6 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def build_parser() -> argparse.ArgumentParser:
     """The parser of every command; each sets `run`, a function of the parsed arguments."""
     from . import demo, timing
+    from .lowering.seq2seq import cli as seq2seq
 
     parser = argparse.ArgumentParser(
         prog="attnlower", description="Proves what an attention mask says, and lowers attention by that proof."
@@ -53,6 +54,10 @@ def build_parser() -> argparse.ArgumentParser:
     )
     explain.add_argument("--html", type=Path, metavar="PATH", help="write the report with pictures of the masks, too")
     explain.set_defaults(run=run_explain)
+
+    export = "export an encoder-decoder model as programs that generate"
+    seq2seq.add_export_arguments(commands.add_parser("export-seq2seq", help=export))
+    seq2seq.add_generate_arguments(commands.add_parser("generate", help="generate from exported programs"))
 
     demo.add_arguments(commands.add_parser("demo", help="eager, Inductor, attnlower and a hand-made oracle, timed"))
     return parser

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -24,6 +24,7 @@ def export_seq2seq(
     max_target_len: int,
     max_beams: int = 4,
     target: str | Target = "inductor",
+    progress: Callable[[str], None] | None = None,
 ) -> Seq2SeqPrograms:
     """Export a Hugging Face encoder-decoder model and lower the attention of its programs.
 
@@ -41,6 +42,7 @@ def export_seq2seq(
         max_target_len: most decoder tokens, start token and prompt included.
         max_beams: most decoder rows per source.
         target: the backend whose attention the programs are lowered to.
+        progress: told what is being done, one call per step.
 
     Raises:
         ProgramError: if the model is no encoder-decoder model.
@@ -56,17 +58,18 @@ def export_seq2seq(
         raise ProgramError("export_seq2seq takes a model in evaluation mode: call model.eval()")
     limits = Limits(batch_size, max_source_len, max_target_len, max_beams)
     _check_positions(config, limits, speech=model.main_input_name != "input_ids")
+    tell = progress or _nobody
     with torch.no_grad(), shared_sources(model):
+        tell("exporting the encoder")
         encoder_inputs, encoder_shapes = _encoder_inputs(model, limits)
         encoder = _exported(Encoder(model), encoder_inputs, encoder_shapes)
         hidden, keys, values = Encoder(model)(*encoder_inputs)
-        cross = [keys, values]
-        decoders = {
-            step: _exported(
-                Decoder(model, step=step), *_decoder_inputs(limits, cross, hidden.shape[1], model, step=step)
-            )
-            for step in (False, True)
-        }
+        decoders = {}
+        for step in (False, True):
+            tell(f"exporting the {'step' if step else 'prefill'}")
+            inputs, shapes = _decoder_inputs(limits, [keys, values], hidden.shape[1], model, step=step)
+            decoders[step] = _exported(Decoder(model, step=step), inputs, shapes)
+    tell("proving and lowering")
     lowered = {
         "encoder": lower(encoder, target=target),
         "prefill": lower(decoders[False], target=target),
@@ -80,6 +83,10 @@ def export_seq2seq(
         config=config,
         generation_config=model.generation_config,
     )
+
+
+def _nobody(step: str) -> None:
+    """Progress that nobody asked for."""
 
 
 def _exported(module: torch.nn.Module, args: tuple[Any, ...], shapes: Any) -> ExportedProgram:
