@@ -16,6 +16,7 @@ from ..lowering.graph_modules import fixed_tensors, origins_of
 from ..lowering.history import remember
 from ..lowering.passes.cache_writes import put_back_writes, take_out_writes
 from ..lowering.passes.embedding_indices import write_embedding_indices
+from ..lowering.passes.index_values import write_index_values
 from ..lowering.passes.scalar_rank import write_scalar_rank
 from ..lowering.pipeline import rewrite_in_place
 from ..lowering.report import Report, build_report
@@ -133,6 +134,7 @@ def attnlower_closing(gm: fx.GraphModule, settings: Any) -> fx.GraphModule:
     What the program writes is written by PyTorch, behind the engines.
     """
     write_embedding_indices(gm)
+    write_index_values(gm)
     write_scalar_rank(gm)
     put_back_writes(gm)
     gm.recompile()

@@ -10,12 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import fx
 
 from ..errors import TensorRTError
 from ..patterns.aliasing import writes_into, written_tensors
 
 _DECIDES = "_graph_has_higher_order_ops"
+_TRACES = "aot_autograd"
 
 
 def writes_into_inputs(gm: fx.GraphModule) -> bool:
@@ -36,18 +38,32 @@ class WritesBecomeOutputs:
 
         self._backends: Any = backends
         before: Callable[[fx.GraphModule], bool] | None = getattr(backends, _DECIDES, None)
-        if before is None:
-            raise TensorRTError(
-                f"torch_tensorrt has no '{_DECIDES}': it is of a version attnlower does not know"
-            )
+        if before is None or not hasattr(backends, _TRACES):
+            raise TensorRTError(f"torch_tensorrt has no '{_DECIDES}': it is of a version attnlower does not know")
 
         def decides(gm: fx.GraphModule) -> bool:
             return before(gm) or writes_into_inputs(gm)
 
-        self._before, self._own = before, decides
-        setattr(backends, _DECIDES, decides)
+        trace: Callable[..., Callable[..., Any]] = backends.aot_autograd
+
+        def traces(**settings: Any) -> Callable[..., Any]:
+            return lambda gm, inputs: _traced(trace(**settings), gm, inputs)
+
+        self._before: dict[str, Any] = {_DECIDES: before, _TRACES: trace}
+        self._own: dict[str, Any] = {_DECIDES: decides, _TRACES: traces}
+        for name, own in self._own.items():
+            setattr(backends, name, own)
 
     def undo(self) -> None:
-        """Put torch_tensorrt's own choice back, unless somebody else replaced it meanwhile."""
-        if getattr(self._backends, _DECIDES) is self._own:
-            setattr(self._backends, _DECIDES, self._before)
+        """Put torch_tensorrt's own functions back, unless somebody else replaced them meanwhile."""
+        for name, own in self._own.items():
+            if getattr(self._backends, name) is own:
+                setattr(self._backends, name, self._before[name])
+
+
+def _traced(trace: Callable[..., Any], gm: fx.GraphModule, inputs: Any) -> Any:
+    """Without gradients, as torch_tensorrt's other way traces: an engine gives none."""
+    if not writes_into_inputs(gm):
+        return trace(gm, inputs)
+    with torch.no_grad():
+        return trace(gm, inputs)

@@ -259,6 +259,41 @@ class Sliced(torch.nn.Module):
         return F.scaled_dot_product_attention(x, self.keys, self.keys) + 1
 
 
+class WindowOfTransformers(torch.nn.Module):
+    """A full window as transformers rolls it: `new[:, :, [-1]] = row`, written back whole."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("keys", torch.randn(1, 2, 6, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        new = self.keys.roll(-1, dims=-2)
+        new[:, :, torch.tensor([-1])] = x
+        self.keys.copy_(new)
+        return F.scaled_dot_product_attention(x, self.keys, self.keys) + 1
+
+
+def test_a_window_as_transformers_rolls_it(torch_tensorrt: Any) -> None:
+    assert_like_eager(torch_tensorrt, WindowOfTransformers(), [(torch.randn(1, 2, 1, 4),) for _ in range(3)])
+
+
+class SetItem(torch.nn.Module):
+    """`cache[:, :, position] = rows`, which drops the leading axis of size 1."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("keys", torch.zeros(1, 2, 6, 4))
+
+    def forward(self, x: Tensor, position: Tensor) -> Tensor:
+        self.keys[:, :, position] = x
+        allowed = torch.arange(6)[None, :] <= position[:, None]
+        return F.scaled_dot_product_attention(x, self.keys, self.keys, attn_mask=allowed)
+
+
+def test_rows_set_by_item(torch_tensorrt: Any) -> None:
+    assert_like_eager(torch_tensorrt, SetItem(), [(torch.randn(1, 2, 1, 4), torch.tensor([i])) for i in range(4)])
+
+
 def test_a_slice_that_is_written(torch_tensorrt: Any, reference_tensorrt: Any) -> None:
     run = assert_like_eager(torch_tensorrt, Sliced(), [(torch.randn(1, 2, 2, 4),) for _ in range(3)])
     assert "scatter_" in " ".join(str(n.target) for m in run.modules() for n in getattr(m, "graph", fx_none).nodes)
@@ -355,13 +390,18 @@ def test_writes_wait_for_every_engine(fast: bool, apart: tuple[str, ...], torch_
     assert_like_eager(torch_tensorrt, Counts().eval(), calls, **settings)
 
 
+@pytest.mark.parametrize("gradients", [False, True], ids=["no_grad", "grad"])
 @pytest.mark.parametrize("backend", ["torch_tensorrt", "attnlower"])
-def test_torch_compile_keeps_what_is_written(backend: str, torch_tensorrt: Any, reference_tensorrt: Any) -> None:
+def test_torch_compile_keeps_what_is_written(
+    backend: str, gradients: bool, torch_tensorrt: Any, reference_tensorrt: Any
+) -> None:
     model, eager = Remembers().eval(), Remembers().eval()
     options: dict[str, Any] = {"min_block_size": 1, "pass_through_build_failures": True}
     if backend == "attnlower":
         options |= {"target": "tensorrt", "strict": True}
-    with quiet(), torch.no_grad(), register():
+    model.requires_grad_(gradients)
+    eager.requires_grad_(False)
+    with quiet(), torch.set_grad_enabled(gradients), register():
         run = torch.compile(model, backend=backend, dynamic=False, fullgraph=True, options=options)
         for x in torch.randn(5, 1, 2, 1, 4):
             torch.testing.assert_close(run(x), eager(x), atol=TOLERANCE, rtol=0)
