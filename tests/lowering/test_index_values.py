@@ -62,3 +62,24 @@ def test_the_result_is_the_same(make: Callable[[], tuple[Tensor, list[Tensor | N
 def test_what_the_law_does_not_cover_stays(case: tuple[Tensor, list[Tensor | None], Tensor]) -> None:
     gm = graph_of(*case)
     assert not write_index_values(gm).changed
+
+
+@pytest.mark.parametrize("constant, changed", [([-1], True), ([2, -6], True), ([0, 5], False)], ids=str)
+def test_constant_places_are_counted_from_the_start(constant: list[int], changed: bool) -> None:
+    whole, places = torch.zeros(1, 2, 6, 4), torch.tensor(constant)
+    values = torch.randn(1, 2, len(constant), 4)
+    gm = graph_of(whole, [None, None, places], values)
+    gm.register_buffer("places", places)
+    index = next(n for n in gm.graph.nodes if n.name == "index")
+    with gm.graph.inserting_after(index):
+        held = gm.graph.get_attr("places")
+    held.meta["val"] = places
+    index.replace_all_uses_with(held)
+    assert write_index_values(gm).changed == changed
+    gm.graph.lint()
+    gm.recompile()
+    (put,) = (n for n in gm.graph.nodes if n.target is _PUT)
+    assert (getattr(gm, put.args[1][2].target) >= 0).all()
+    expected = torch.ops.aten.index_put(whole, [None, None, places], values)
+    assert torch.equal(gm(whole, places, values)[0], expected)
+    assert not write_index_values(gm).changed
