@@ -440,3 +440,27 @@ def test_generation_of_transformers_with_a_static_cache(torch_tensorrt: Any) -> 
             given = step(given)[:, -1].argmax(-1, keepdim=True)
             found = torch.cat([found, given], 1)
     assert torch.equal(found, expected)
+
+
+class CountsCalls(torch.nn.Module):
+    """Writes what it computes from nothing but its buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls.add_(1)
+        return x * self.calls + 1
+
+
+@pytest.mark.parametrize("registered", [False, True], ids=["torch_tensorrt alone", "attnlower"])
+def test_compiling_runs_nothing(registered: bool, torch_tensorrt: Any) -> None:
+    """The baseline: constant folding in torch_tensorrt runs the write once, on the caller's buffer, and drops it."""
+    model = CountsCalls().eval()
+    program = torch.export.export(model, (torch.ones(3),))
+    with quiet(), torch.no_grad(), register() if registered else nullcontext():
+        run = torch_tensorrt.dynamo.compile(program, arg_inputs=[torch.ones(3)], min_block_size=1)
+    assert float(model.calls[0]) == (0.0 if registered else 1.0)
+    answers = [float(run(torch.ones(3))[0]) for _ in range(3)]
+    assert answers == ([2.0, 3.0, 4.0] if registered else [2.0, 2.0, 2.0])
