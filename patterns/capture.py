@@ -251,7 +251,7 @@ def _copy_subgraph(
     def take(before: float) -> None:
         for mask in uses:
             if mask not in taken and first_use[mask] < before:
-                taken[mask] = graph.call_function(torch.clone, (env[mask],)) if snapshots else env[mask]
+                taken[mask] = _snapshot(graph, env[mask]) if snapshots else env[mask]
 
     private = private_writes(gm.graph)
     made: dict[Any, fx.Node] = {}
@@ -271,6 +271,11 @@ def _copy_subgraph(
     take(math.inf)
     graph.output(tuple(taken[mask] for mask in uses))
     return fx.GraphModule(gm, graph)
+
+
+def _snapshot(graph: fx.Graph, node: fx.Node) -> fx.Node:
+    """A copy. Its strides are given: to preserve the source's, the kernel would compare products of sizes."""
+    return graph.call_function(torch.ops.aten.clone.default, (node,), {"memory_format": torch.contiguous_format})
 
 
 def _same_value_key(node: fx.Node, env: Mapping[fx.Node, fx.Node]) -> Any:
@@ -323,16 +328,30 @@ def _trace(sub: fx.GraphModule, values: Sequence[Any], *, functionalize: bool) -
             if not fakes:
                 stack.enter_context(fake_mode)
         try:
-            traced = make_fx(sub, tracing_mode="fake", _allow_non_fake_inputs=True)(*values)
-            if functionalize:
-                # A second trace: functionalisation would shift the vmap levels that a Dynamo graph names by number.
-                function = torch.func.functionalize(traced, remove="mutations")
+            if functionalize and _plain(sub):
+                function = torch.func.functionalize(sub, remove="mutations")
                 traced = make_fx(function, tracing_mode="fake", _allow_non_fake_inputs=True)(*values)
+            else:
+                traced = make_fx(sub, tracing_mode="fake", _allow_non_fake_inputs=True)(*values)
+                if functionalize:
+                    # A second trace: functionalisation would shift the vmap levels that a Dynamo graph names by number.
+                    function = torch.func.functionalize(traced, remove="mutations")
+                    traced = make_fx(function, tracing_mode="fake", _allow_non_fake_inputs=True)(*values)
         except Exception as error:
             raise CaptureError(f"the mask could not be traced to ATen: {type(error).__name__}: {error}") from error
     if guards:
         raise CaptureError(f"reading the mask would add a guard to the program: {guards[0]}")
     return traced
+
+
+def _plain(sub: fx.GraphModule) -> bool:
+    """True if functionalisation can take the graph as it is: it enters no vmap and calls no other graph."""
+    return not any(
+        node.op == "call_module"
+        or isinstance(node.target, torch._ops.HigherOrderOperator)
+        or op_name(node) in _BATCHING | _NESTING
+        for node in sub.graph.nodes
+    )
 
 
 def _mode_of(sub: fx.GraphModule) -> Any:

@@ -181,6 +181,61 @@ def test_a_mask_that_needs_a_guard_is_refused_every_time() -> None:
     assert sizes_snapshot(gm) == sizes
 
 
+class RelativeAndWritten(torch.nn.Module):
+    """Two masks: a bias with its batch axis inside (strides that are products of sizes), and one that is written to."""
+
+    def forward(self, x: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        for _ in range(2):  # frames: their number is a quotient of a quotient of the number of samples
+            x = F.avg_pool2d(x, (3, 1), stride=(2, 1))
+        attention_mask = attention_mask[:, : x.shape[2]]
+        batch, heads, length, width = x.shape
+        flat = x.reshape(batch * heads, length, width)
+        bias = torch.matmul(flat.transpose(0, 1), x.new_ones(length, width, length)).transpose(0, 1)
+        bias = bias.view(batch * heads, length, length)
+        x = F.scaled_dot_product_attention(flat, flat, flat, attn_mask=bias).view(batch, heads, length, width)
+        mask = attention_mask.clone()
+        mask[:, 0] = 1
+        return F.scaled_dot_product_attention(x, x, x, attn_mask=mask[:, None, None, :].bool())
+
+
+def test_a_copy_that_is_taken_asks_nothing_of_the_sizes() -> None:
+    shapes = ({0: Dim.DYNAMIC, 2: Dim.DYNAMIC}, {0: Dim.DYNAMIC, 1: Dim.DYNAMIC})
+    args = (torch.randn(2, 3, 21, 4), torch.ones(2, 21, dtype=torch.int64))
+    gm = torch.export.export(RelativeAndWritten(), args, dynamic_shapes=shapes, strict=False).graph_module
+    sizes = sizes_snapshot(gm)
+    captured = capture_masks(gm, uses(gm))
+    assert captured.mutates
+    assert not captured.refused
+    assert sizes_snapshot(gm) == sizes
+    expected = analyze(gm).sites[1].classification
+    assert expected is not None
+    assert isinstance(expected.verdict, Proved)
+    assert "padding" in expected.kinds
+
+
+@pytest.mark.parametrize("batched", [False, True], ids=["plain", "vmap"])
+def test_writes_are_traced_away_once(monkeypatch: pytest.MonkeyPatch, batched: bool) -> None:
+    """A second trace only where vmap's levels are numbered in the graph."""
+    traces: list[bool] = []
+    monkeypatch.setattr(capture, "make_fx", lambda *args, **kwargs: traces.append(True) or make_fx(*args, **kwargs))
+
+    def fn(x: torch.Tensor) -> torch.Tensor:
+        steps = torch.arange(x.shape[2])
+        if batched:
+            mask = torch.vmap(torch.vmap(lambda q, k: k <= q, (None, 0)), (0, None))(steps, steps)
+        else:
+            mask = steps[None, :] <= steps[:, None]
+        mask = mask.clone()
+        mask[:, 0] = True
+        return attend(x, mask)
+
+    _, analysis = dynamo(fn, X.clone())
+    (site,) = analysis.sites
+    assert site.classification is not None
+    assert str(site.classification.predicate.allowed) == "k <= q"
+    assert len(traces) == 1 + batched
+
+
 @pytest.mark.usefixtures("strict_about_strides")
 def test_a_mask_that_cannot_be_captured_does_not_keep_others_from_it() -> None:
     def fn(x: torch.Tensor) -> torch.Tensor:

@@ -14,7 +14,8 @@ from torch.utils._sympy.functions import FloorDiv, Max, Min, Mod, PythonMod
 from torch.utils._sympy.value_ranges import ValueRanges
 
 from attnlower.patterns import build, evaluate
-from attnlower.patterns.expr import Op, is_positional
+from attnlower.patterns.evaluate import EvaluationError
+from attnlower.patterns.expr import Op, Sort, is_positional
 from attnlower.patterns.sizes import from_sympy, int_expr, ranges_of, shape_env_of, shape_of
 
 A, B = (sympy.Symbol(n, integer=True, positive=True) for n in ("s0", "s1"))
@@ -61,6 +62,15 @@ def test_what_is_no_size_is_an_unknown_integer() -> None:
         int_expr(1.5)
     with pytest.raises(TypeError):
         int_expr(True)
+
+
+def test_a_symbol_of_either_sign_has_the_value_it_is_given() -> None:
+    expr = from_sympy(FREE * 2 + A)
+    assert int(evaluate(expr, {FREE.name: -3, "s0": 4}, {})) == -2
+    with pytest.raises(EvaluationError, match="no known value"):
+        evaluate(expr, {"s0": 4}, {})
+    with pytest.raises(EvaluationError, match="no known value"):  # a function of that name is another thing
+        evaluate(build.apply(FREE.name, Sort.INT, (build.ONE,)), {FREE.name: -3}, {})
 
 
 def test_ranges() -> None:
