@@ -156,6 +156,32 @@ def test_notices_a_wrong_action(mistral: tuple[Any, Any, Eager], action: str) ->
     assert [bool(site.contradictions()) for site in truth.sites] == [action != "keep"] * len(truth.sites)
 
 
+class Chosen(torch.nn.Module):
+    """Attends among the rows that the data choose: their number is known to no input."""
+
+    def forward(self, x: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
+        rows = x[:, chosen.nonzero().squeeze(1)].unsqueeze(1)
+        torch._check(rows.shape[2] != 0)
+        steps = torch.arange(rows.shape[2])
+        mask = steps[None, :] <= steps[:, None]
+        return torch.nn.functional.scaled_dot_product_attention(rows, rows, rows, attn_mask=mask)
+
+
+def test_numbers_that_the_graph_computes_are_read_off_it() -> None:
+    import attnlower
+    from attnlower.patterns import analyze
+
+    given = (torch.randn(2, 7, 4), torch.tensor([1, 0, 1, 1, 0, 1, 1]))
+    program = torch.export.export(Chosen(), given, strict=False)
+    report = attnlower.lower(program, target="eager").report
+    truth = truth_module.GraphTruth(program.graph_module, analyze(program.graph_module), 0.0, report)
+    _, (mask,) = truth.observe(tuple(program._graph_module_flat_inputs(given, {})), "none")
+    assert mask is not None
+    assert torch.equal(mask, torch.ones(2, 1, 5, 5, dtype=torch.bool).tril())
+    assert truth.sites[0].contradictions() == []
+    assert not truth.sites[0].unchecked
+
+
 def test_difference_is_relative_and_minds_nan() -> None:
     a = torch.tensor([1.0, float("nan"), 100.0])
     assert difference([a], [a.clone()]) == 0

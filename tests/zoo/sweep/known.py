@@ -31,7 +31,7 @@ KNOWN_UNKNOWN: tuple[KnownUnknown, ...] = (
         "their index: no formula over positions exists",
     ),
     KnownUnknown(
-        r"the value of 'mask_\d+' could not be read",
+        r"the value of '(mask|conv1d)_\d+' could not be read",
         "aten.conv1d",
         "the padding mask itself goes through two convolutions with kernels of ones, and reading stops at convolutions",
         classes="MoonshineStreaming.*",
@@ -39,8 +39,29 @@ KNOWN_UNKNOWN: tuple[KnownUnknown, ...] = (
     KnownUnknown(
         r"aten\.max_pool2d_with_indices",
         "aten.max_pool2d_with_indices",
-        "the padding mask is pooled from characters to molecules by max_pool1d",
-        classes="CanineModel",
+        "the padding mask is pooled by max_pool1d (from characters to molecules, from frames to squeezed frames)",
+        classes="CanineModel|SEWModel",
+    ),
+    KnownUnknown(
+        r"aten\.div\.Tensor_mode: division by a number not known to be positive",
+        "aten.div",
+        "torch.compile(dynamic=True) takes the right context for a number of any sign, and positions are divided by it "
+        "plus one: dividing by what may be 0 or negative is not followed (as a constant, in an export, it is)",
+        classes="Nemotron.*",
+    ),
+    KnownUnknown(
+        r"'sum_\d+' could not be read: aten\.sum\.dim_IntList: sums in torch\.float32",
+        "aten.sum",
+        "the bias is scaled by a gate that sums projected hidden states: a sum of floats is not followed, so it might "
+        "be infinite for all one knows",
+        classes="WavLMModel",
+    ),
+    KnownUnknown(
+        r"nothing is known of sum\(",
+        "none",
+        "which patch a byte belongs to counts the patches that begin before it, whose lengths come from the entropy of "
+        "the data at run time: sums of sums of data",
+        classes="BltForCausalLM",
     ),
     KnownUnknown(
         r"reading the mask would add a guard",

@@ -111,28 +111,24 @@ class GraphTruth:
         self.sites = [SiteTruth(site, found, exported) for site, found in pairs]
         captured = analysis.captured
         self._boundary = set(captured.inputs.values()) if captured is not None else set()
+        self._symbols = where_symbols_are(gm)
         self._wanted = self._boundary | {term.node for site in analysis.sites for term in site.call.terms}
+        self._wanted |= {node for node, _ in self._symbols.values()}
 
     def observe(self, args: tuple[Any, ...], padding: str) -> tuple[Any, list[torch.Tensor | None]]:
         """Run the unchanged graph on copies of its inputs; its output and each call's mask (None if not found)."""
         observer = Observer(self.gm, self._wanted)
         with torch.no_grad():
             result = observer.run(*_copied(args))
-        sizes, tensors = self._sizes(args), self._tensors(observer.seen)
+        sizes, tensors = self._sizes(observer.seen), self._tensors(observer.seen)
         return result, [self._judge(site, padding, sizes, tensors, observer.seen) for site in self.sites]
 
-    def _sizes(self, args: tuple[Any, ...]) -> dict[str, int]:
-        """The number behind every size symbol, read off the inputs."""
-        found: dict[str, int] = {}
-        for node, arg in zip((n for n in self.gm.graph.nodes if n.op == "placeholder"), args, strict=True):
-            value = value_of(node)
-            if isinstance(value, torch.SymInt):
-                found[str(value)] = int(arg)
-            elif isinstance(value, torch.Tensor) and isinstance(arg, torch.Tensor):
-                for symbol, extent in zip(value.shape, arg.shape, strict=True):
-                    if isinstance(symbol, torch.SymInt):
-                        found.setdefault(str(symbol), extent)
-        return found
+    def _sizes(self, seen: Mapping[fx.Node, Any]) -> dict[str, int]:
+        """The number behind every symbol."""
+        return {
+            name: int(seen[node] if axis is None else seen[node].shape[axis])
+            for name, (node, axis) in self._symbols.items()
+        }
 
     def _tensors(self, seen: Mapping[fx.Node, Any]) -> dict[str, Any]:
         """Every tensor that a formula may name, by the node that holds it."""
@@ -196,6 +192,23 @@ class GraphTruth:
             for axis, (name, extent) in enumerate(zip(predicate.facts.extents, shape, strict=True))
         }
         return evaluate(by_node(predicate.bias), {**sizes, **grids}, tensors).expand(shape)
+
+
+def where_symbols_are(gm: fx.GraphModule) -> dict[str, tuple[fx.Node, int | None]]:
+    """The first node that holds each symbol of the shapes, and the axis whose size it is (None: the node's number).
+
+    Most are sizes or numbers of the inputs; those that depend on data appear where the graph computes them.
+    """
+    found: dict[str, tuple[fx.Node, int | None]] = {}
+    for node in gm.graph.nodes:
+        value = value_of(node)
+        if isinstance(value, torch.SymInt):
+            found.setdefault(str(value), (node, None))
+        elif isinstance(value, torch.Tensor):
+            for axis, size in enumerate(value.shape):
+                if isinstance(size, torch.SymInt):
+                    found.setdefault(str(size), (node, axis))
+    return found
 
 
 def by_node(expr: Expr) -> Expr:
