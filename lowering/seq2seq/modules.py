@@ -29,7 +29,7 @@ class Encoder(torch.nn.Module):
             attention_mask: (B, S) of the encoder's input, 0 where padded; ignored by models without one (Whisper).
 
         Returns:
-            The hidden states (B, S, M), and per decoder layer the keys and the values (B, H, S, D).
+            The hidden states (B, S, M), and per decoder layer the keys and the values (B, H, S, D), contiguous.
         """
         model = self.model
         encoder = model.get_encoder()
@@ -38,7 +38,8 @@ class Encoder(torch.nn.Module):
         start = torch.zeros((hidden.shape[0], 1), dtype=torch.long, device=hidden.device)
         model.get_decoder()(input_ids=start, encoder_hidden_states=hidden, past_key_values=cache, use_cache=True)
         layers: list[Any] = cache.cross_attention_cache.layers
-        return hidden, [layer.keys for layer in layers], [layer.values for layer in layers]
+        # read at every step, by backends that know no strides but those that they were compiled for
+        return hidden, [layer.keys.contiguous() for layer in layers], [layer.values.contiguous() for layer in layers]
 
 
 def decoder_layers(config: Any) -> int:
