@@ -155,8 +155,10 @@ class Seq2SeqPrograms:
         return stand_in(self.model_class, self.config, self.generation_config)
 
     def _runtime(self) -> Runtime:
-        if self.runtime is not None:
-            return self.runtime
+        return self._eager if self.runtime is None else self.runtime
+
+    @cached_property
+    def _eager(self) -> Runtime:
         from .targets import RUNTIMES
 
         return RUNTIMES["eager"](self)
