@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
 
+import torch
 from torch import fx
 
 from ..lowering.graph_modules import fixed_tensors, origins_of
@@ -22,6 +23,7 @@ from ..lowering.pipeline import rewrite_in_place
 from ..lowering.report import Report, build_report
 from ..lowering.targets.tensorrt import tensorrt_target
 from ..patterns.analyze import analyze
+from .adapters import SPELLINGS
 from .registry import Installation
 from .versions import tensorrt_support, torch_tensorrt_module
 
@@ -103,12 +105,15 @@ def attnlower_lowering(gm: fx.GraphModule, settings: Any) -> fx.GraphModule:
     """torch_tensorrt's first lowering pass: prove, rewrite and legalize the attention of an ATen graph, in place.
 
     After an internal error the attention is as it was, with one warning. What the program writes is kept from the
-    passes that follow; `attnlower_closing` brings it back.
+    passes that follow; `attnlower_closing` brings it back. Where `torch_executed_ops` names an op of attention, the user
+    wants it in PyTorch: it stays as it is.
 
     Raises:
         TensorRTError: if the program writes into a buffer or an input in a way that torch_tensorrt would forget.
     """
     writes = take_out_writes(gm)
+    if _left_to_pytorch(settings):
+        return gm
     try:
         target = tensorrt_target(str(tensorrt_support()), decompose=bool(settings.decompose_attention))
         constants = fixed_tensors(gm)
@@ -139,3 +144,10 @@ def attnlower_closing(gm: fx.GraphModule, settings: Any) -> fx.GraphModule:
     put_back_writes(gm)
     gm.recompile()
     return gm
+
+
+def _left_to_pytorch(settings: Any) -> bool:
+    """True if the settings keep some spelling of attention, or attnlower's own op, out of the engines."""
+    named = {str(op).removeprefix("torch.ops.") for op in settings.torch_executed_ops}
+    ops = [spelling.op for spelling in SPELLINGS] + [torch.ops.attnlower.attention.default]
+    return any(str(op) in named for op in ops)

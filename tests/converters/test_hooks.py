@@ -167,6 +167,21 @@ class TestEntryPoints:
         assert registered.attentions() == []
         assert registered.compilations() == [registered.Compilation(engines=1, torch_nodes=())]
 
+    @pytest.mark.parametrize("by_name", [False, True])
+    def test_reference_torch_executed_ops_are_heeded(self, by_name: bool, registered: Any, torch_tensorrt: Any) -> None:
+        class Scaled(torch.nn.Module):
+            def forward(self, x: torch.Tensor) -> torch.Tensor:
+                return Windowed()(x * 2) + 1
+
+        op = torch.ops.aten.scaled_dot_product_attention.default
+        x = torch.randn(2, 3, 7, 8)
+        program = torch.export.export(Scaled(), (x,), strict=False)
+        executed = {"torch.ops.aten.scaled_dot_product_attention.default" if by_name else op}
+        compiled = torch_tensorrt.dynamo.compile(program, arg_inputs=[x], torch_executed_ops=executed, **ONE_ENGINE)
+        torch.testing.assert_close(compiled(x), Scaled()(x))
+        (compilation,) = registered.compilations()
+        assert compilation.torch_nodes == ("aten.scaled_dot_product_attention.default",)
+
     def test_reference_independent_lengths_stay_independent(self, registered: Any, torch_tensorrt: Any) -> None:
         """Two dynamic lengths with equal samples are not taken for one."""
 
