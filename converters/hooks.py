@@ -105,8 +105,8 @@ def attnlower_lowering(gm: fx.GraphModule, settings: Any) -> fx.GraphModule:
     """torch_tensorrt's first lowering pass: prove, rewrite and legalize the attention of an ATen graph, in place.
 
     After an internal error the attention is as it was, with one warning. What the program writes is kept from the
-    passes that follow; `attnlower_closing` brings it back. Where `torch_executed_ops` names an op of attention, the user
-    wants it in PyTorch: it stays as it is.
+    passes that follow; `attnlower_closing` brings it back. Where `torch_executed_ops` names an op of attention, it
+    stays as it is: the user wants it in PyTorch.
 
     Raises:
         TensorRTError: if the program writes into a buffer or an input in a way that torch_tensorrt would forget.
