@@ -1,4 +1,4 @@
-"""Write README's table of measurements from the JSON files in bench/results/ (`make readme-tables`)."""
+"""Write README's tables from the JSON files in bench/results/ (`make readme-tables`)."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results"
+SOUNDNESS = re.compile(r"(<!-- soundness:start -->\n).*?(<!-- soundness:end -->)", re.DOTALL)
 BLOCK = re.compile(r"(<!-- bench:start -->\n).*?(<!-- bench:end -->)", re.DOTALL)
 
 
@@ -34,10 +35,34 @@ def section(results: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def soundness(result: dict[str, Any]) -> str:
+    """A Markdown table of the largest differences to eager, torch_tensorrt alone and with attnlower."""
+    machine = result["machine"]
+    lines = [
+        f"{result['what']}; torch_tensorrt {machine['torch_tensorrt']}, torch {machine['torch']}, transformers "
+        f"{machine['transformers']}, {machine['cpu']}, {machine['date'][:10]}:",
+        "",
+        "| attention | torch_tensorrt | with attnlower |",
+        "|---|---|---|",
+    ]
+    for case in result["cases"]:
+        cells = [_worst(case[who]) for who in ("torch_tensorrt", "attnlower")]
+        lines.append(f"| {case['name']} | {' | '.join(cells)} |")
+    return "\n".join([*lines, ""])
+
+
+def _worst(measured: dict[str, Any]) -> str:
+    if measured["problem"]:
+        return f"fails: {measured['problem'].split(':')[0]}"
+    return f"{max(measured['errors']):.1e}"
+
+
 def updated(readme: str) -> str:
-    """README's text with the table made anew."""
+    """README's text with the tables made anew."""
     results = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("demo-*.json"), reverse=True)]
-    return BLOCK.sub(lambda m: f"{m[1]}{section(results)}{m[2]}", readme)
+    readme = BLOCK.sub(lambda m: f"{m[1]}{section(results)}{m[2]}", readme)
+    found = json.loads((RESULTS / "tensorrt-soundness.json").read_text())
+    return SOUNDNESS.sub(lambda m: f"{m[1]}{soundness(found)}{m[2]}", readme)
 
 
 if __name__ == "__main__":
