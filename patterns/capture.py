@@ -338,7 +338,8 @@ def _trace(sub: fx.GraphModule, values: Sequence[Any], *, functionalize: bool) -
                     function = torch.func.functionalize(traced, remove="mutations")
                     traced = make_fx(function, tracing_mode="fake", _allow_non_fake_inputs=True)(*values)
         except Exception as error:
-            raise CaptureError(f"the mask could not be traced to ATen: {type(error).__name__}: {error}") from error
+            first, *_ = str(error).strip().splitlines() or [""]  # the rest is advice to whoever writes the model
+            raise CaptureError(f"the mask could not be traced to ATen: {type(error).__name__}: {first}") from error
     if guards:
         raise CaptureError(f"reading the mask would add a guard to the program: {guards[0]}")
     return traced

@@ -304,6 +304,16 @@ def test_a_graph_without_any_metadata_is_refused_by_name() -> None:
     assert "no meta['val']" in site.problem
 
 
+def test_a_failed_trace_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(*args: Any, **kwargs: Any) -> Any:
+        raise RuntimeError("what went wrong\n\nwhat you might do about it")
+
+    gm = exported()
+    monkeypatch.setattr(capture, "make_fx", failing)
+    with pytest.raises(CaptureError, match=r"ATen: RuntimeError: what went wrong$"):
+        capture_masks(gm, uses(gm))
+
+
 def test_an_empty_graph_and_one_without_attention() -> None:
     empty = fx.GraphModule({}, fx.Graph())
     assert analyze(empty).sites == ()

@@ -64,6 +64,13 @@ KNOWN_UNKNOWN: tuple[KnownUnknown, ...] = (
         classes="BltForCausalLM",
     ),
     KnownUnknown(
+        r"could not be traced to ATen: GuardOnDataDependentSymNode",
+        "none",
+        "the number of patches is known at run time only, and tracing the mask between bytes and patches anew asks for "
+        "its sign",
+        classes="BltForCausalLM",
+    ),
+    KnownUnknown(
         r"reading the mask would add a guard",
         "none",
         "the number of frames is a nest of quotients of the number of samples, and tracing its mask anew asks whether "
