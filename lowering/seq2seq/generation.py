@@ -21,6 +21,10 @@ from .limits import Limits
 from .runtime import Runtime
 from .session import Session
 
+_TAKEN = frozenset(("attention_mask", "decoder_input_ids", "decoder_attention_mask"))
+"""What `generate` may be given for the model itself, of which the programs make something."""
+_MODES = frozenset(("greedy_search", "sample", "beam_search", "beam_sample"))
+
 
 class ProgramCache(Cache):
     """What `generate` sees of the caches."""
@@ -70,6 +74,7 @@ class _StandIn:
     runtime: Runtime
     limits: Limits
     session: Session | None
+    prompt_length: int
     running_on: tuple[torch.device, torch.dtype]
 
     @property
@@ -90,7 +95,27 @@ class _StandIn:
         return self.session
 
     def _validate_model_kwargs(self, model_kwargs: dict[str, Any]) -> None:
-        """`generate` looks for unknown arguments in the signatures of parts that are not here."""
+        """`generate` asks before anything runs; its own answer looks at the signatures of parts that are not here."""
+        unknown = sorted(name for name, value in model_kwargs.items() if value is not None and name not in _TAKEN)
+        if unknown:
+            raise ProgramError(f"the exported programs take no {', '.join(unknown)}")
+        mask = model_kwargs.get("decoder_attention_mask")
+        if mask is not None and not bool(mask.all()):
+            raise ProgramError(
+                "the exported decoder takes no mask over its own tokens: decoder_attention_mask has zeros"
+            )
+        prompt = model_kwargs.get("decoder_input_ids")
+        self.prompt_length = 1 if prompt is None else prompt.shape[1]
+
+    def _validate_generation_mode(self, mode: Any, generation_config: Any, more: dict[str, Any]) -> None:
+        """Likewise, with the defaults and the arguments of the call as one config."""
+        if mode.value not in _MODES:
+            raise ProgramError(f"the exported programs generate by {', '.join(sorted(_MODES))}, not by {mode.value}")
+        config = generation_config
+        new = config.max_new_tokens
+        length = max(self.prompt_length, config.max_length or 1) if new is None else self.prompt_length + new
+        self.limits.check_target(max(config.num_beams or 1, config.num_return_sequences or 1), length)
+        super()._validate_generation_mode(mode, generation_config, more)  # type: ignore[misc]
 
     def _prepare_cache_for_generation(
         self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
@@ -98,12 +123,22 @@ class _StandIn:
         if self.session is None:
             raise ProgramError("generate needs the source itself; encoder_outputs cannot be given to the programs")
         self.limits.check_target(1, generation_config.max_length)
+        generation_config.use_cache = True  # without it every step would be given all tokens; it is the call's own copy
         model_kwargs["past_key_values"] = ProgramCache(self.session)
 
-    def forward(self, decoder_input_ids: Tensor, past_key_values: ProgramCache, **kwargs: Any) -> Seq2SeqLMOutput:
+    def forward(
+        self,
+        decoder_input_ids: Tensor,
+        past_key_values: ProgramCache | None = None,
+        input_features: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Seq2SeqLMOutput:
+        if past_key_values is None:  # Whisper asks for the language before it generates
+            if input_features is None:
+                raise ProgramError("the exported programs are called with a source, or with the cache of one")
+            past_key_values = ProgramCache(self.encode(input_features, None))
         logits = past_key_values.session.decode(decoder_input_ids)
-        cache: Any = past_key_values  # of a class of its own
-        return Seq2SeqLMOutput(logits=logits, past_key_values=cache)
+        return Seq2SeqLMOutput(logits=logits, past_key_values=past_key_values)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Seq2SeqLMOutput:
         return self.forward(*args, **kwargs)

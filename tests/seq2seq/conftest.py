@@ -10,7 +10,7 @@ import pytest
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 pytest.importorskip("transformers")
 
-from seq2seq_recipes import Exported, exported  # noqa: E402
+from seq2seq_recipes import Exported, exported
 
 _exported = functools.cache(exported)
 

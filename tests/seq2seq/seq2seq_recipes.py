@@ -45,9 +45,10 @@ WHISPER_GENERATION = {
     "is_multilingual": True,
     "lang_to_id": {"<|en|>": 4, "<|de|>": 5},
     "task_to_id": {"transcribe": 6, "translate": 7},
-    "no_timestamps_token_id": 126,
+    "no_timestamps_token_id": 127,  # no token is a timestamp: those of random weights would not end
     "begin_suppress_tokens": [EOS],
     "suppress_tokens": [4, 5],
+    "alignment_heads": [[0, 0], [1, 1]],
 }
 
 RECIPES: dict[str, Recipe] = {
