@@ -129,7 +129,7 @@ class _StandIn:
     def forward(
         self,
         decoder_input_ids: Tensor,
-        past_key_values: ProgramCache | None = None,
+        past_key_values: Any = None,
         input_features: Tensor | None = None,
         **kwargs: Any,
     ) -> Seq2SeqLMOutput:
