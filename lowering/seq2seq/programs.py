@@ -138,12 +138,19 @@ class Seq2SeqPrograms:
         path = Path(folder)
         if not (path / _META).is_file():
             raise ProgramError(f"{path} holds no encoder-decoder programs: there is no {_META}")
-        meta = json.loads((path / _META).read_text(encoding="utf-8"))
+        try:
+            meta = json.loads((path / _META).read_text(encoding="utf-8"))
+            limits, model_class = Limits(**meta["limits"]), str(meta["model_class"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise ProgramError(f"{path / _META} is not what `save` writes: {error}") from error
+        lacking = [f"{name}.pt2" for name in PARTS if not (path / f"{name}.pt2").is_file()]
+        if lacking:
+            raise ProgramError(f"{path} lacks {', '.join(lacking)}")
         return cls(
             programs={name: torch.export.load(path / f"{name}.pt2") for name in PARTS},
             reports={},
-            limits=Limits(**meta["limits"]),
-            model_class=meta["model_class"],
+            limits=limits,
+            model_class=model_class,
             config=AutoConfig.from_pretrained(path),
             generation_config=GenerationConfig.from_pretrained(path),
         )
