@@ -70,13 +70,6 @@ KNOWN_UNKNOWN: tuple[KnownUnknown, ...] = (
         "its sign",
         classes="BltForCausalLM",
     ),
-    KnownUnknown(
-        r"reading the mask would add a guard",
-        "none",
-        "the number of frames is a nest of quotients of the number of samples, and tracing its mask anew asks whether "
-        "it divides another one",
-        classes="SpeechT5.*",
-    ),
 )
 
 
