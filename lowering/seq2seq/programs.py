@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -99,11 +100,14 @@ class Seq2SeqPrograms:
         """The same programs, run by a backend.
 
         Args:
-            target: "eager" (PyTorch itself) or "inductor".
-            options: of the backend.
+            target: "eager" (PyTorch itself), "inductor", "aot_inductor" (packages), "executorch" (`.pte` files) or
+                "tensorrt".
+            options: of the backend. `folder` for "aot_inductor" and "executorch": where the files are kept, to be
+                used again for the same programs.
 
         Raises:
             OptionError: for an unknown target.
+            BackendError: if ExecuTorch is missing. TensorRTError: if torch_tensorrt is.
         """
         from .targets import RUNTIMES
 
@@ -122,7 +126,9 @@ class Seq2SeqPrograms:
         for name, program in self.programs.items():
             torch.export.save(program, path / f"{name}.pt2")
         self.config.save_pretrained(path)
-        self.generation_config.save_pretrained(path)
+        defaults = copy.deepcopy(self.generation_config)
+        defaults._from_model_config = False  # else reading drops what a class adds, such as Whisper's languages
+        defaults.save_pretrained(path)
         meta = {"model_class": self.model_class, "limits": self.limits.to_dict()}
         (path / _META).write_text(json.dumps(meta, indent=1), encoding="utf-8")
 

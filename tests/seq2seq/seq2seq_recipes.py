@@ -124,6 +124,8 @@ def _gain(name: str) -> float:
         return 3.0
     if "encoder_attn" in name or "EncDecAttention" in name:
         return 2.5
+    if "wi_0" in name or "wi_1" in name:  # they are multiplied with each other
+        return 1.7
     return 1.5 if "ttention" in name or "attn" in name else 3.0
 
 

@@ -15,12 +15,16 @@ from attnlower.lowering.seq2seq.session import Session
 
 STEPS = 64
 FOUR = ("t5", "bart", "marian", "whisper")
-CLOSE = {"atol": 1e-5, "rtol": 1e-5}
 POISON = 1e4
 
 
 def words(rows: int, length: int, seed: int = 0) -> Tensor:
     return torch.randint(FIRST_WORD, 128, (rows, length), generator=torch.Generator().manual_seed(seed))
+
+
+def assert_close(got: Tensor, wanted: Tensor, tolerance: float = 1e-5) -> None:
+    """To 1e-5 of the largest logit: the weights are so large that rounding grows with them."""
+    assert (got - wanted).abs().max() <= tolerance * wanted.abs().max().clamp(min=1.0)
 
 
 def logits_of_the_model(pair: Exported, source: Tensor, mask: Tensor | None, ids: Tensor) -> Tensor:
@@ -39,8 +43,8 @@ def test_a_step_is_its_position_in_a_full_prefix(pair: Exported) -> None:
         stepwise = pair.programs.session(source, mask)
         steps = [stepwise.decode(ids[:, n : n + 1]) for n in range(STEPS + 1)]
     for n in range(STEPS + 1):
-        torch.testing.assert_close(steps[n][:, 0], full[:, n], atol=2e-5, rtol=1e-4, msg=lambda m, n=n: f"{n}: {m}")
-    torch.testing.assert_close(full, logits_of_the_model(pair, source, mask, ids), atol=2e-5, rtol=1e-4)
+        assert_close(steps[n][:, 0], full[:, n])
+    assert_close(full, logits_of_the_model(pair, source, mask, ids))
 
 
 @pytest.mark.parametrize("pair", each(), indirect=True)
@@ -52,7 +56,7 @@ def test_steps_after_prompts_of_every_length(pair: Exported) -> None:
         session = pair.programs.session(source, mask)
         with torch.no_grad():
             got = torch.cat((session.decode(ids[:, :prompt]), session.decode(ids[:, prompt:])), 1)
-        torch.testing.assert_close(got, wanted, atol=2e-5, rtol=1e-4)
+        assert_close(got, wanted)
 
 
 @pytest.mark.parametrize("pair", each(*TEXT), indirect=True)
@@ -68,7 +72,7 @@ def test_a_padded_row_is_the_row_alone(pair: Exported) -> None:
                 parts = (pads, ids) if side == "left" else (ids, pads)
                 mask = torch.cat([torch.full_like(x, int(x is ids)) for x in parts], 1)
                 padded = pair.programs.session(torch.cat(parts, 1), mask).decode(prefix)
-                torch.testing.assert_close(padded, alone, **CLOSE)
+                assert_close(padded, alone)
 
 
 @pytest.mark.parametrize("pair", each(), indirect=True)
@@ -83,7 +87,7 @@ def test_a_row_of_a_batch_is_the_row_alone(pair: Exported) -> None:
 
     together = decoded(slice(None))
     for row in range(4):
-        torch.testing.assert_close(decoded(slice(row, row + 1)), together[row : row + 1], **CLOSE)
+        assert_close(decoded(slice(row, row + 1)), together[row : row + 1])
 
 
 @pytest.mark.parametrize("pair", each(), indirect=True)
@@ -97,7 +101,7 @@ def test_a_beam_is_a_row_alone(pair: Exported) -> None:
         for row in range(6):
             own = slice(row // 3, row // 3 + 1)
             alone = pair.programs.session(source[own], None if mask is None else mask[own])
-            torch.testing.assert_close(alone.decode(ids[row : row + 1]), beams[row : row + 1], **CLOSE)
+            assert_close(alone.decode(ids[row : row + 1]), beams[row : row + 1])
 
 
 @pytest.mark.parametrize("pair", each(*FOUR), indirect=True)
@@ -112,7 +116,7 @@ def test_reordered_beams_go_on_from_where_they_came(pair: Exported) -> None:
         moved.reorder(order)
         fresh = pair.programs.session(source, mask)
         fresh.decode(ids[order])
-        torch.testing.assert_close(moved.decode(more), fresh.decode(more), **CLOSE)
+        assert_close(moved.decode(more), fresh.decode(more))
 
 
 def poisoned(runtime: Runtime) -> Runtime:
@@ -171,7 +175,7 @@ def test_the_last_slot_is_used(pair: Exported) -> None:
         session.decode(ids[:, : TARGET - 2])
         got = session.decode(ids[:, TARGET - 2 :])
     wanted = logits_of_the_model(pair, source, mask, ids)[:, -2:]
-    torch.testing.assert_close(got, wanted, atol=2e-5, rtol=1e-4)
+    assert_close(got, wanted)
 
 
 @pytest.mark.parametrize("pair", each(*TEXT), indirect=True)

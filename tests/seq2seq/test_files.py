@@ -24,7 +24,7 @@ def test_saved_programs_generate_the_same(pair: Exported, tmp_path: Path) -> Non
     for name in ("vocab_size", "pad_token_id", "eos_token_id", "decoder_start_token_id", "scale_embedding"):
         assert getattr(loaded.config, name, None) == getattr(pair.model.config, name, None)
     for name, value in pair.model.generation_config.to_dict().items():
-        assert getattr(loaded.generation_config, name, None) == value, name
+        assert name == "_from_model_config" or getattr(loaded.generation_config, name, None) == value, name
     for name, program in pair.programs.programs.items():
         assert set(loaded.programs[name].state_dict) == set(program.state_dict)
         assert not loaded.reports
