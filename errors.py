@@ -43,5 +43,9 @@ class TensorRTError(AttnLowerError, RuntimeError):
     """torch_tensorrt or TensorRT is missing or of a version that attnlower does not support."""
 
 
+class BackendError(AttnLowerError, RuntimeError):
+    """A backend is not installed, or what it has compiled cannot be run."""
+
+
 class LimitError(AttnLowerError, ValueError):
     """A call is larger than the programs were exported for."""

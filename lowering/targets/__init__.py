@@ -5,10 +5,11 @@ from __future__ import annotations
 from ...errors import OptionError
 from ..target import Target
 from .eager import EAGER
+from .executorch import EXECUTORCH
 from .inductor import INDUCTOR
 from .tensorrt import TENSORRT
 
-TARGETS: dict[str, Target] = {target.name: target for target in (EAGER, INDUCTOR, TENSORRT)}
+TARGETS: dict[str, Target] = {target.name: target for target in (EAGER, EXECUTORCH, INDUCTOR, TENSORRT)}
 
 
 def find_target(target: str | Target) -> Target:

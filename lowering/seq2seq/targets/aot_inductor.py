@@ -1,0 +1,96 @@
+"""AOTInductor: each program compiled ahead of time into a package, a shared library in a `.pt2` archive.
+
+A package writes into the caller's caches, in place. It takes the layout of its inputs from the exported example and
+does not look at theirs, so every input is handed over contiguous; the caches must be so themselves.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map
+
+from ....errors import BackendError
+from ..runtime import Runtime
+from .fingerprint import fingerprint
+
+if TYPE_CHECKING:
+    from ..programs import Seq2SeqPrograms
+
+_META = "aot_inductor.json"
+_CACHES = slice(3, 5)
+"""Where a decoder's arguments are the caches that it writes."""
+
+
+def compile_with_aot_inductor(programs: Seq2SeqPrograms, folder: str | Path | None = None, **options: Any) -> Runtime:
+    """Compile each program into a package, and run the packages.
+
+    Args:
+        programs: the programs.
+        folder: where `encoder.aoti.pt2`, `prefill.aoti.pt2` and `step.aoti.pt2` are written; made if it is not there.
+            Packages in it that were made from these very programs, on this kind of device and with these options, are
+            used as they are. Without one they are kept as long as the runtime.
+        options: Inductor's.
+
+    Raises:
+        BackendError: if something in them cannot be compiled; the cause is attached.
+    """
+    kept = tempfile.TemporaryDirectory(prefix="attnlower-") if folder is None else None
+    path = Path(kept.name if kept is not None else str(folder))
+    path.mkdir(parents=True, exist_ok=True)
+    meta = path / _META
+    known: dict[str, str] = json.loads(meta.read_text(encoding="utf-8")) if meta.is_file() else {}
+    marks: dict[str, str] = {}
+    functions: dict[str, Callable[..., Any]] = {}
+    for name, program in programs.programs.items():
+        package = path / f"{name}.aoti.pt2"
+        marks[name] = fingerprint(program, made_with=f"aot_inductor {torch.__version__} {sorted(options.items())}")
+        if known.get(name) != marks[name] or not package.is_file():
+            try:
+                torch._inductor.aoti_compile_and_package(
+                    program, package_path=str(package), inductor_configs=options or None
+                )
+            except Exception as error:
+                raise BackendError(f"AOTInductor could not compile program '{name}': {error}") from error
+        functions[name] = torch._inductor.aoti_load_package(str(package))
+    meta.write_text(json.dumps(marks, indent=1), encoding="utf-8")
+    return _runtime(functions, kept)
+
+
+def _runtime(functions: dict[str, Callable[..., Any]], kept: object) -> Runtime:
+    """The packages as functions; `kept` lives as long as they do."""
+
+    def encoder(*arguments: Tensor) -> Any:
+        with torch.no_grad():
+            return functions["encoder"](*_contiguous(arguments))
+
+    def decoder(part: str) -> Callable[..., Tensor]:
+        def run(*arguments: Any, _kept: object = kept) -> Tensor:
+            _check_caches(arguments)
+            with torch.no_grad():
+                logits: Tensor = functions[part](*_contiguous(arguments))
+            return logits
+
+        return run
+
+    return Runtime("aot_inductor", encoder, decoder("prefill"), decoder("step"))
+
+
+def _contiguous(arguments: Sequence[Any]) -> Any:
+    return tree_map(lambda t: t.contiguous(), tuple(arguments))
+
+
+def _check_caches(arguments: Sequence[Any]) -> None:
+    """A copy of a cache would be written in its place.
+
+    Raises:
+        BackendError: if a self-attention cache is not contiguous.
+    """
+    if not all(tensor.is_contiguous() for part in arguments[_CACHES] for tensor in part):
+        raise BackendError("target 'aot_inductor' writes into contiguous self-attention caches only")
