@@ -97,6 +97,7 @@ def _convert(ctx: Any, arguments: Mapping[str, Any], name: str) -> Any:
         key=arguments["key"],
         value=arguments["value"],
         mask=arguments.get("bias") if mask is None else mask,
+        key_lengths=arguments.get("key_lengths"),
         alignment=Alignment(arguments.get("alignment", Alignment.NONE.value)),
         scale=float(scale),
     )

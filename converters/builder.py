@@ -59,6 +59,10 @@ def build_attention(ctx: Any, name: str, call: StrictCall, support: IAttentionSu
         raise LegalizeError(f"'{name}': TensorRT {support} refused the attention layer")
     if call.mask is not None:
         layer.mask = get_trt_tensor(ctx, call.mask, f"{name}_mask")
+    if call.key_lengths is not None:
+        if not support.key_value_lengths:
+            raise LegalizeError(f"'{name}': TensorRT {support} takes no lengths of keys and values")
+        layer.key_value_lengths = get_trt_tensor(ctx, call.key_lengths, f"{name}_key_lengths")
     # where no single kernel serves (an old GPU, an odd head size), several may: the build must not fail for that
     layer.decomposable = True
     layer.name = name

@@ -17,6 +17,7 @@ class StrictCall:
     Attributes:
         query: (B, Hq, Q, E). key: (B, Hkv, K, E). value: (B, Hkv, K, E).
         mask: (B or 1, Hq or 1, Q, K), boolean (True = may attend) or in the query's dtype (added); None without one.
+        key_lengths: (B,), int32: keys from there on are blocked; None without.
         alignment: where a causal mask starts; NONE with a mask.
         scale: factor on the scores.
     """
@@ -25,5 +26,6 @@ class StrictCall:
     key: Any
     value: Any
     mask: Any = None
+    key_lengths: Any = None
     alignment: Alignment = Alignment.NONE
     scale: float = 1.0

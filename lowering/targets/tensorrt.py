@@ -60,6 +60,7 @@ def tensorrt_target(version: str = "11.0", *, decompose: bool = False) -> Target
         OptionError: for a version without IAttention.
     """
     support = iattention_support(version)
+    strict = strict_passes(partial(_refusal, support, decompose), key_lengths=support.key_value_lengths)
     return Target(
         name="tensorrt",
         alignments=_alignments(support),
@@ -73,7 +74,7 @@ def tensorrt_target(version: str = "11.0", *, decompose: bool = False) -> Target
         explicit_alignment=True,
         compile=compile_with_tensorrt,
         options=tensorrt_options,
-        passes=(SizeInputs(), *strict_passes(partial(_refusal, support, decompose))),
+        passes=(SizeInputs(), *strict),
     )
 
 

@@ -23,6 +23,7 @@ ARGUMENTS = (
     "dropout_p",
     "enable_gqa",
     "empty_rows",
+    "key_lengths",
 )
 
 
@@ -48,6 +49,8 @@ def match_canonical(node: fx.Node) -> AttentionCall | NearMiss | None:
     alignment = Alignment(args.get("alignment", "none"))
     if alignment is Alignment.LOWER_RIGHT:
         return NearMiss(node, "lower-right causal attention is already canonical")
+    if args.get("key_lengths") is not None:
+        return NearMiss(node, "attention up to a length is already canonical")
     named = {**args, "attn_mask": None, "is_causal": alignment is Alignment.UPPER_LEFT}
     call = build_call(node, "canonical", named)
     if isinstance(call, NearMiss):

@@ -1,9 +1,9 @@
 """When a canonical attention call is strict: nothing is left implicit, and an attention layer can be built from it.
 
 A strict call has query (B, Hq, Q, E), key and value (B, Hkv, K, E) in one dtype (float32, float16 or bfloat16), with
-Hq, Hkv and E static and Hq a multiple of Hkv; at most one of `mask` (boolean) and `bias` (in the query's dtype), of
-shape (B or 1, Hq or 1, Q, K), and none together with a causal alignment; `scale` a number; no dropout; and a query that
-may attend to no key may give NaN.
+Hq, Hkv and E static and Hq a multiple of Hkv; at most one of `mask` (boolean), `bias` (in the query's dtype), both of
+shape (B or 1, Hq or 1, Q, K), and `key_lengths` (B,) in int32, and none together with a causal alignment; `scale` a
+number; no dropout; and a query that may attend to no key may give NaN.
 
 Sizes are compared as expressions: two symbols that are equal in every run so far are not the same size.
 """
@@ -88,9 +88,9 @@ def _mask_problem(args: Mapping[str, Any], query: torch.Tensor, key: torch.Tenso
     alignment = args.get("alignment", Alignment.NONE.value)
     if alignment not in tuple(Alignment):
         return f"unknown alignment {alignment!r}"
-    given = [name for name in ("mask", "bias") if args.get(name) is not None]
+    given = [name for name in ("mask", "bias", "key_lengths") if args.get(name) is not None]
     if len(given) > 1:
-        return "a mask and a bias act together"
+        return f"a {given[0]} and a {given[1]} act together"
     if not given:
         return ""
     if alignment != Alignment.NONE.value:
@@ -98,6 +98,9 @@ def _mask_problem(args: Mapping[str, Any], query: torch.Tensor, key: torch.Tenso
     tensor = tensor_of(args[given[0]])
     if tensor is None:
         return f"the {given[0]} has no recorded shape"
+    if given[0] == "key_lengths":
+        right = tensor.dtype is torch.int32 and shape_of(tensor) == (shape_of(query)[0],)
+        return "" if right else "the key_lengths are not one int32 per batch entry"
     wanted = torch.bool if given[0] == "mask" else query.dtype
     if tensor.dtype is not wanted:
         return f"the {given[0]} is {tensor.dtype}, not {wanted}"
