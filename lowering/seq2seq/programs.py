@@ -67,22 +67,35 @@ class Seq2SeqPrograms:
         return Session(self._runtime(), self.limits, source, attention_mask)
 
     @torch.no_grad()
-    def generate(self, source: Tensor, attention_mask: Tensor | None = None, **kwargs: Any) -> Any:
+    def generate(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        *,
+        input_features: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
         """Generate as `model.generate` does: same arguments, same result.
 
         Args:
-            source: token ids (B, S) for text, input features (B, F, frames) for speech.
+            input_ids: token ids (B, S) of the sources; for speech the features may stand here, too.
+            input_features: (B, F, frames), for speech.
             attention_mask: (B, S), 0 where padded. Without one transformers derives it from the pad token, as it does
                 for the model.
             kwargs: of transformers' `generate`: num_beams, max_new_tokens, min_length, no_repeat_ngram_size,
                 forced_bos_token_id, decoder_input_ids, ...
 
         Raises:
+            ProgramError: without a source, or with two.
             LimitError: if the batch, the source, the beams or the tokens asked for exceed the programs' limits, before
                 anything runs.
         """
         from .generation import bound
 
+        given = [t for t in (input_ids, input_features) if t is not None]
+        if len(given) != 1:
+            raise ProgramError("generate takes the sources as input_ids, or for speech as input_features")
+        (source,) = given
         width = source.shape[1] if source.dim() == 2 else 1
         self.limits.check_source(source.shape[0], width)
         beams = kwargs.get("num_beams", getattr(self.generation_config, "num_beams", 1)) or 1
