@@ -1,8 +1,8 @@
 """Exported programs that give what they would write into their inputs as further outputs.
 
 Law: a program that ends with `x <- index_put(x, i, rows)` is one that returns `i` and `rows`, followed by
-`x.index_copy_(dim, i, rows)`. Only the new rows leave the program; the cache stays where it is. A write of another form
-returns all that the input becomes.
+that write. Only the new rows leave the program; the cache stays where it is. A write of another form returns all that
+the input becomes. A view of what is written is copied before it leaves.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, fx
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind, OutputSpec, TensorArgument
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 from torch.utils._pytree import tree_structure
 
 from ...errors import ProgramError
@@ -48,7 +49,7 @@ class Write:
         if self.dim is None or self.index is None:
             cell.copy_(values)
         else:
-            cell.index_copy_(self.dim, outputs[self.index], values)
+            _ATEN.index_put_(cell, [*[None] * self.dim, outputs[self.index]], values)
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ def functional(program: ExportedProgram, decompositions: Decompositions) -> Func
         decompositions: as of `ExportedProgram.run_decompositions`.
 
     Raises:
-        ProgramError: if it writes into buffers.
+        ProgramError: if it writes into buffers, or returns something else than tensors.
     """
     done = program.run_decompositions(dict(decompositions))
     gm, _ = copy_graph_module(done.graph_module)
@@ -89,6 +90,10 @@ def functional(program: ExportedProgram, decompositions: Decompositions) -> Func
     kept = [node for spec, node in pairs if spec.kind is OutputKind.USER_OUTPUT]
     outputs = len(kept)
     writes = [_write(inputs.index(str(spec.target)), str(spec.target), node, kept) for spec, node in written]
+    if any(not isinstance(node, fx.Node) or tensor_of(node) is None for node in kept):
+        raise ProgramError("a program that returns something else than tensors cannot be made functional")
+    targets = {str(spec.target) for spec, _ in written}
+    kept = [_own(gm.graph, output, node, targets) for node in kept]
     output.args = (tuple(kept),)
     gm.graph.eliminate_dead_code()
     gm.recompile()
@@ -123,7 +128,27 @@ def _rows(value: fx.Node, name: str) -> tuple[int, fx.Node, fx.Node] | None:
     cell, at, new = tensor_of(value), tensor_of(index), tensor_of(values)
     if cell is None or at is None or new is None or at.dim() != 1 or at.dtype is torch.bool or new.dim() != cell.dim():
         return None
-    return dim % cell.dim(), index, values
+    dim %= cell.dim()
+    wanted = [at.shape[0] if i == dim else size for i, size in enumerate(cell.shape)]
+    if not all(statically_known_true(a == b) for a, b in zip(new.shape, wanted, strict=True)):
+        return None
+    return dim, index, values
+
+
+def _own(graph: fx.Graph, output: fx.Node, node: Any, written: set[str]) -> Any:
+    """The value, or a copy of it if it is a view of an input that is written."""
+    root = node
+    while isinstance(root, fx.Node) and root.op == "call_function" and isinstance(root.target, torch._ops.OpOverload):
+        views = any(r.alias_info is not None for r in root.target._schema.returns)
+        if not views or not root.all_input_nodes:
+            return node
+        root = root.all_input_nodes[0]
+    if not isinstance(root, fx.Node) or root.name not in written:
+        return node
+    with graph.inserting_before(output):
+        copied = graph.call_function(_ATEN.clone.default, (node,))
+    copied.meta = dict(node.meta)
+    return copied
 
 
 def _place(node: fx.Node, kept: list[fx.Node]) -> int:
