@@ -80,8 +80,8 @@ class Seq2SeqPrograms:
         Args:
             input_ids: token ids (B, S) of the sources; for speech the features may stand here, too.
             input_features: (B, F, frames), for speech.
-            attention_mask: (B, S), 0 where padded. Without one transformers derives it from the pad token, as it does
-                for the model.
+            attention_mask: (B, S), 0 where padded. Without one it is as `model.generate` without one: in transformers 5
+                every position counts, padding too.
             kwargs: of transformers' `generate`: num_beams, max_new_tokens, min_length, no_repeat_ngram_size,
                 forced_bos_token_id, decoder_input_ids, ...
 

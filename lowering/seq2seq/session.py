@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ...errors import LimitError
+from ...errors import LimitError, ProgramError
 from .limits import Limits
 from .runtime import Runtime
 
@@ -27,13 +27,21 @@ class Session:
 
     Raises:
         LimitError: if there are more sources, or longer ones, than the programs were exported for.
+        ProgramError: if the mask of a text has another shape than the text.
     """
 
     def __init__(self, runtime: Runtime, limits: Limits, source: Tensor, attention_mask: Tensor) -> None:
         if source.dim() == 2:
             limits.check_source(*source.shape)
+            if attention_mask.shape != source.shape:
+                raise ProgramError(
+                    f"attention_mask has the source's shape {tuple(source.shape)}, not {tuple(attention_mask.shape)}"
+                )
         else:
             limits.check_source(source.shape[0], 1)
+        # compiled programs read memory as they were promised it: one layout, one type
+        source = source.contiguous() if source.is_floating_point() else source.to(torch.long).contiguous()
+        attention_mask = (attention_mask != 0).to(torch.long).contiguous()
         self._runtime, self._limits = runtime, limits
         self.hidden, keys, values = runtime.encoder(source, attention_mask)
         self._cross: tuple[Sequence[Tensor], Sequence[Tensor]] = (list(keys), list(values))
@@ -50,6 +58,7 @@ class Session:
 
         Raises:
             LimitError: if there are more rows per source, or more tokens, than the programs were exported for.
+            ProgramError: for another number of rows than in the first call.
         """
         sources = self.hidden.shape[0]
         rows, tokens = decoder_input_ids.shape
@@ -57,13 +66,19 @@ class Session:
             raise LimitError(f"{rows} decoder rows for {sources} sources: every source needs as many")
         beams = rows // sources
         self._limits.check_target(beams, self.length + tokens)
-        ids = decoder_input_ids.reshape(sources, beams, tokens)
+        ids = decoder_input_ids.to(torch.long).reshape(sources, beams, tokens)
         if self._self is None:
             self._self = self._allocated(beams)
+        elif self._self[0][0].shape[1] != beams:
+            raise ProgramError(
+                f"{rows} decoder rows after {sources * self._self[0][0].shape[1]}: their number is fixed"
+            )
         if self.length == 0:
-            logits = self._run(self._runtime.prefill, ids, 0)
+            logits = self._run(self._runtime.prefill, ids.contiguous(), 0)
         else:
-            steps = [self._run(self._runtime.step, ids[:, :, i : i + 1], self.length + i) for i in range(tokens)]
+            steps = [
+                self._run(self._runtime.step, ids[:, :, i : i + 1].contiguous(), self.length + i) for i in range(tokens)
+            ]
             logits = steps[0] if tokens == 1 else torch.cat(steps, 2)
         self.length += tokens
         return logits.reshape(rows, tokens, -1)

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from seq2seq_recipes import FIRST_WORD, PAD, RELATIVE, SOURCE, TARGET, TEXT, Exported, assert_same, each
+from seq2seq_recipes import FIRST_WORD, PAD, RELATIVE, SOURCE, TARGET, TEXT, Exported, assert_close, assert_same, each
 from torch import Tensor
 
 from attnlower.lowering.seq2seq.runtime import Runtime
@@ -20,11 +20,6 @@ POISON = 1e4
 
 def words(rows: int, length: int, seed: int = 0) -> Tensor:
     return torch.randint(FIRST_WORD, 128, (rows, length), generator=torch.Generator().manual_seed(seed))
-
-
-def assert_close(got: Tensor, wanted: Tensor, tolerance: float = 1e-5) -> None:
-    """To 1e-5 of the largest logit: the weights are so large that rounding grows with them."""
-    assert (got - wanted).abs().max() <= tolerance * wanted.abs().max().clamp(min=1.0)
 
 
 def logits_of_the_model(pair: Exported, source: Tensor, mask: Tensor | None, ids: Tensor) -> Tensor:
@@ -163,6 +158,28 @@ def test_slots_that_are_not_filled_do_not_matter(pair: Exported) -> None:
     spoilt = replace(pair.programs, runtime=poisoned(runtime))
     options = {"num_beams": 4, "max_new_tokens": 6, "do_sample": False}
     assert_same(pair.programs.generate(source, mask, **options), spoilt.generate(source, mask, **options))
+
+
+@pytest.mark.parametrize("pair", each(*FOUR), indirect=True)
+def test_slots_that_are_filled_do_matter(pair: Exported) -> None:
+    """The test above would see a slot that is read."""
+    runtime = pair.programs.runtime
+    assert runtime is not None
+
+    def step(ids: Tensor, position: Tensor, mask: Tensor, keys: Sequence[Tensor], *rest: Sequence[Tensor]) -> Tensor:
+        for cache in keys:
+            cache[:, :, :, int(position) - 1] += 3.0
+        return runtime.step(ids, position, mask, keys, *rest)  # type: ignore[call-arg]
+
+    source, mask = pair.source(3, 12, "right", seed=9)
+    ids = words(3, 5, seed=9)
+    with torch.no_grad():
+        outputs = []
+        for programs in (pair.programs, replace(pair.programs, runtime=replace(runtime, step=step))):
+            session = programs.session(source, mask)
+            session.decode(ids[:, :4])
+            outputs.append(session.decode(ids[:, 4:]))
+    assert (outputs[0] - outputs[1]).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("pair", each("t5", "bart"), indirect=True)

@@ -75,6 +75,23 @@ def test_the_limits_of_a_session(pair: Exported) -> None:
         session.decode(torch.full((2, 1), 9))
 
 
+@pytest.mark.parametrize("pair", each("t5"), indirect=True)
+def test_shapes_that_do_not_fit(pair: Exported) -> None:
+    source, mask = pair.source(3, 9, "right")
+    assert mask is not None
+    for wrong in (mask[:, :8], mask[:1], mask[:, :1], torch.ones(3, 10)):
+        with pytest.raises(ProgramError, match="attention_mask"):
+            idle(pair).session(source, wrong)
+        with pytest.raises(ProgramError, match="attention_mask"):
+            idle(pair).generate(source, wrong, max_new_tokens=4)
+    session = pair.programs.session(source, mask)
+    with torch.no_grad():
+        session.decode(torch.full((6, 2), 9))
+    for rows in (3, 9):
+        with pytest.raises(ProgramError, match="fixed"):
+            session.decode(torch.full((rows, 1), 9))
+
+
 @pytest.mark.parametrize("name", Limits.__dataclass_fields__)
 @pytest.mark.parametrize("value", (0, -1, 2.0, "3", True, None))
 def test_limits_are_positive_whole_numbers(name: str, value: Any) -> None:
