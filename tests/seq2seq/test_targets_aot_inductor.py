@@ -19,6 +19,7 @@ from target_checks import (
 from attnlower.errors import BackendError
 from attnlower.lowering.seq2seq import Seq2SeqPrograms
 from attnlower.lowering.seq2seq.targets import aot_inductor as target
+from attnlower.lowering.seq2seq.targets.inputs import input_forms
 
 
 @pytest.mark.slow
@@ -45,7 +46,8 @@ def test_packages_generate_the_same(pair: Exported, tmp_path: Path, monkeypatch:
 def test_caches_of_another_layout_are_refused(pair: Exported) -> None:
     """A contiguous copy of them would be written in their place."""
     eager = pair.programs._runtime()
-    runtime = target._runtime({name: getattr(eager, name) for name in ("encoder", "prefill", "step")}, None)
+    forms = {name: input_forms(program) for name, program in pair.programs.programs.items()}
+    runtime = target._runtime({name: getattr(eager, name) for name in forms}, forms, None)
     session = replace(pair.programs, runtime=runtime).session(*pair.source(2, 5))
     session.decode(torch.full((2, 3), 11))
     assert session._self is not None

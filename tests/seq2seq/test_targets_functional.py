@@ -20,6 +20,7 @@ from attnlower.lowering.seq2seq import Seq2SeqPrograms
 from attnlower.lowering.seq2seq.functional import FunctionalProgram, functional
 from attnlower.lowering.seq2seq.targets.fingerprint import fingerprint
 from attnlower.lowering.seq2seq.targets.flat import Interface, flat_runtime
+from attnlower.lowering.seq2seq.targets.inputs import fitted, input_forms
 
 
 def runner(part: FunctionalProgram) -> Callable[..., Any]:
@@ -37,7 +38,8 @@ def functionally(programs: Seq2SeqPrograms, forget: bool = False) -> Seq2SeqProg
     """The programs made functional and run by PyTorch; with writes that nobody makes, if asked."""
     parts = {name: functional(program, {}) for name, program in programs.programs.items()}
     interfaces = {name: Interface(part.outputs, () if forget else part.writes) for name, part in parts.items()}
-    runtime = flat_runtime("functional", {name: runner(part) for name, part in parts.items()}, interfaces)
+    forms = {name: input_forms(program) for name, program in programs.programs.items()}
+    runtime = flat_runtime("functional", {name: runner(part) for name, part in parts.items()}, interfaces, forms)
     return replace(programs, runtime=runtime)
 
 
@@ -163,3 +165,23 @@ def test_fingerprints_tell_programs_apart() -> None:
     assert marks[0] == marks[1]
     assert len(set(marks)) == 1 + len(others)
     assert fingerprint(same[0], made_with="1.5") != marks[0]
+
+
+@pytest.mark.parametrize("pair", each("t5"), indirect=True)
+def test_masks_of_any_type_and_layout(pair: Exported) -> None:
+    """What eager takes gives the same; the near misses are refused, not read as what they are not."""
+    programs = functionally(pair.programs)
+    source, mask = pair.source(3, 9, "right")
+    assert mask is not None
+    wanted = pair.programs.generate(source, mask, max_new_tokens=6)
+    for other in (mask.bool(), mask.int(), mask.to(torch.uint8), mask.t().contiguous().t()):
+        with torch.no_grad():
+            session = programs.session(source.t().contiguous().t(), other)
+            assert session.decode(torch.full((3, 2), 11)).shape[:2] == (3, 2)
+        assert programs.generate(source, other, max_new_tokens=6).tolist() == wanted.tolist()
+    forms = input_forms(pair.programs.programs["encoder"])
+    for wrong in (mask.float(), mask[0], mask[..., None]):
+        with pytest.raises(ProgramError, match="attention_mask"):
+            fitted((source, wrong), forms)
+    with pytest.raises(ProgramError, match="2 tensors, not 1"):
+        fitted((source,), forms)

@@ -1,24 +1,25 @@
 """AOTInductor: each program compiled ahead of time into a package, a shared library in a `.pt2` archive.
 
-A package writes into the caller's caches, in place. It takes the layout of its inputs from the exported example and
-does not look at theirs, so every input is handed over contiguous; the caches must be so themselves.
+A package writes into the caller's caches, in place. It takes types and layouts of its inputs from the exported example
+and does not look at theirs, so every input is checked and handed over contiguous; the caches must be so themselves.
 """
 
 from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_structure, tree_unflatten
 
 from ....errors import BackendError
 from ..runtime import Runtime
 from .fingerprint import fingerprint
+from .inputs import InputForm, fitted, input_forms
 
 if TYPE_CHECKING:
     from ..programs import Seq2SeqPrograms
@@ -60,30 +61,32 @@ def compile_with_aot_inductor(programs: Seq2SeqPrograms, folder: str | Path | No
                 raise BackendError(f"AOTInductor could not compile program '{name}': {error}") from error
         functions[name] = torch._inductor.aoti_load_package(str(package))
     meta.write_text(json.dumps(marks, indent=1), encoding="utf-8")
-    return _runtime(functions, kept)
+    forms = {name: input_forms(program) for name, program in programs.programs.items()}
+    return _runtime(functions, forms, kept)
 
 
-def _runtime(functions: dict[str, Callable[..., Any]], kept: object) -> Runtime:
+def _runtime(
+    functions: Mapping[str, Callable[..., Any]], forms: Mapping[str, Sequence[InputForm]], kept: object
+) -> Runtime:
     """The packages as functions; `kept` lives as long as they do."""
 
-    def encoder(*arguments: Tensor) -> Any:
+    def run(part: str, arguments: tuple[Any, ...]) -> Any:
+        given = tree_unflatten(fitted(arguments, forms[part]), tree_structure(arguments))
         with torch.no_grad():
-            return functions["encoder"](*_contiguous(arguments))
+            return functions[part](*given)
+
+    def encoder(*arguments: Tensor) -> Any:
+        return run("encoder", arguments)
 
     def decoder(part: str) -> Callable[..., Tensor]:
-        def run(*arguments: Any, _kept: object = kept) -> Tensor:
+        def decode(*arguments: Any, _kept: object = kept) -> Tensor:
             _check_caches(arguments)
-            with torch.no_grad():
-                logits: Tensor = functions[part](*_contiguous(arguments))
+            logits: Tensor = run(part, arguments)
             return logits
 
-        return run
+        return decode
 
     return Runtime("aot_inductor", encoder, decoder("prefill"), decoder("step"))
-
-
-def _contiguous(arguments: Sequence[Any]) -> Any:
-    return tree_map(lambda t: t.contiguous(), tuple(arguments))
 
 
 def _check_caches(arguments: Sequence[Any]) -> None:

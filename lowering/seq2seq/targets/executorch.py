@@ -29,6 +29,7 @@ from ..functional import FunctionalProgram, functional
 from ..runtime import Runtime
 from .fingerprint import fingerprint
 from .flat import Flat, Interface, flat_runtime
+from .inputs import input_forms
 
 if TYPE_CHECKING:
     from ..programs import Seq2SeqPrograms
@@ -75,7 +76,8 @@ def compile_with_executorch(
         functions[name] = _Loaded(data)
     if path is not None:
         (path / _META).write_text(json.dumps(entries, indent=1), encoding="utf-8")
-    return flat_runtime("executorch", functions, interfaces)
+    forms = {name: input_forms(program) for name, program in programs.programs.items()}
+    return flat_runtime("executorch", functions, interfaces, forms)
 
 
 def executorch_program(program: ExportedProgram, partitioners: Sequence[Any]) -> FunctionalProgram:
@@ -84,8 +86,14 @@ def executorch_program(program: ExportedProgram, partitioners: Sequence[Any]) ->
     Args:
         program: of an encoder-decoder model.
         partitioners: whose ops are not decomposed.
+
+    Raises:
+        BackendError: if an attention call cannot be written out.
     """
-    written_out = lower(program, target=EXECUTORCH).program
+    written_out: ExportedProgram = lower(program, target=EXECUTORCH).program
+    left = [node.name for node in written_out.graph.nodes if node.target is torch.ops.attnlower.attention.default]
+    if left:
+        raise BackendError(f"ExecuTorch has no attention op, and these calls cannot be written out: {left}")
     table = torch.export.default_decompositions()
     for partitioner in partitioners:
         for op in partitioner.ops_to_not_decompose(written_out)[0]:

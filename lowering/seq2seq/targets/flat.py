@@ -11,6 +11,7 @@ from torch.utils._pytree import tree_leaves
 
 from ..functional import FunctionalProgram, Write
 from ..runtime import Encoded, Runtime
+from .inputs import InputForm, fitted
 
 Flat = Callable[[Sequence[Tensor]], Sequence[Tensor]]
 
@@ -42,18 +43,24 @@ class Interface:
         return cls(data["outputs"], tuple(Write(**write) for write in data["writes"]))
 
 
-def flat_runtime(name: str, functions: Mapping[str, Flat], interfaces: Mapping[str, Interface]) -> Runtime:
+def flat_runtime(
+    name: str,
+    functions: Mapping[str, Flat],
+    interfaces: Mapping[str, Interface],
+    forms: Mapping[str, Sequence[InputForm]],
+) -> Runtime:
     """The runtime of the three programs' functions; what they do not write themselves is written after each call.
 
     Args:
         name: of the backend.
         functions: "encoder", "prefill" and "step"; each is given contiguous tensors.
         interfaces: theirs.
+        forms: of their inputs.
     """
 
     def run(part: str, arguments: tuple[Any, ...]) -> Sequence[Tensor]:
         given = tree_leaves(arguments)
-        results = functions[part]([tensor.contiguous() for tensor in given])
+        results = functions[part](fitted(given, forms[part]))
         for write in interfaces[part].writes:
             write.make(given, results)
         return results[: interfaces[part].outputs]

@@ -17,6 +17,7 @@ from ....errors import OptionError
 from ..functional import FunctionalProgram, functional
 from ..runtime import Runtime
 from .flat import Flat, Interface, flat_runtime
+from .inputs import input_forms
 
 if TYPE_CHECKING:
     from ..programs import Seq2SeqPrograms
@@ -47,7 +48,9 @@ def compile_with_tensorrt(programs: Seq2SeqPrograms, **options: Any) -> Runtime:
     parts = {name: functional(program, {}) for name, program in programs.programs.items()}
     with pkgutil.resolve_name(_REGISTER)(), torch.no_grad():
         functions = {name: _compiled(module, part, settings) for name, part in parts.items()}
-    return flat_runtime("tensorrt", functions, {name: Interface.of(part) for name, part in parts.items()})
+    interfaces = {name: Interface.of(part) for name, part in parts.items()}
+    forms = {name: input_forms(program) for name, program in programs.programs.items()}
+    return flat_runtime("tensorrt", functions, interfaces, forms)
 
 
 def _compiled(module: Any, part: FunctionalProgram, settings: dict[str, Any]) -> Flat:
