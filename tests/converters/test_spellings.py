@@ -113,13 +113,25 @@ SPELLINGS: dict[str, tuple[Attend, tuple[str, ...], tuple[str, ...]]] = {
 }
 """The function, and the masks and heads that the op takes."""
 
+
+def usual(mask: str, heads: str, dtype: torch.dtype) -> bool:
+    """True for what every test run tries; `pytest -m extended` tries the rest of the product."""
+    return dtype is torch.float32 or (mask in ("none", "float", "bool") and heads in ("cross", "grouped"))
+
+
 RUNS = [
-    pytest.param(spelling, mask, heads, dtype, id=f"{spelling}-{mask}-{heads}-{str(dtype)[6:]}")
+    pytest.param(
+        spelling,
+        mask,
+        heads,
+        dtype,
+        id=f"{spelling}-{mask}-{heads}-{str(dtype)[6:]}",
+        marks=() if usual(mask, heads, dtype) else pytest.mark.extended,
+    )
     for spelling, (_, masks, kinds) in SPELLINGS.items()
     for mask in masks
     for heads in kinds
     for dtype in TOLERANCE
-    if dtype is torch.float32 or (mask in ("none", "float", "bool") and heads in ("cross", "grouped"))
 ]
 
 
