@@ -24,6 +24,10 @@ CASES = (
 )
 """Sources, positions, side of the padding, beams."""
 
+TOLERANCE = 5e-4
+"""Other kernels round otherwise, and the weights are sharp on purpose: eager in float32 is off by as much as 1e-4 from
+itself in float64."""
+
 
 def assert_generates(pair: Exported, compiled: Seq2SeqPrograms, cases: tuple[Any, ...] = CASES) -> None:
     """Token for token what `model.generate` gives."""
@@ -48,12 +52,12 @@ def assert_decodes(pair: Exported, compiled: Seq2SeqPrograms, tokens: int = TARG
         ids = torch.randint(10, 128, (batch * beams, tokens), generator=torch.Generator().manual_seed(length))
         with torch.no_grad():
             wanted, got = (programs.session(source, mask) for programs in (pair.programs, compiled))
-            torch.testing.assert_close(got.hidden, wanted.hidden, atol=1e-4, rtol=1e-4)
+            torch.testing.assert_close(got.hidden, wanted.hidden, atol=TOLERANCE, rtol=TOLERANCE)
             for start in (0, *range(prompt, min(tokens, prompt + 3))):
                 cut = ids[:, start : start + 1] if start else ids[:, :prompt]
-                torch.testing.assert_close(got.decode(cut), wanted.decode(cut), atol=1e-4, rtol=1e-4)
+                torch.testing.assert_close(got.decode(cut), wanted.decode(cut), atol=TOLERANCE, rtol=TOLERANCE)
                 for mine, eagers in zip(caches(got), caches(wanted), strict=True):
-                    torch.testing.assert_close(mine, eagers, atol=1e-4, rtol=1e-4)
+                    torch.testing.assert_close(mine, eagers, atol=TOLERANCE, rtol=TOLERANCE)
                 rows = torch.arange(batch * beams).view(batch, beams).flip(1).flatten()
                 wanted.reorder(rows)
                 got.reorder(rows)

@@ -1,8 +1,8 @@
 """ExecuTorch: each program as a `.pte` file, XNNPACK where it can and portable kernels for the rest.
 
-ExecuTorch 1.4 lowers writes into a program's inputs, but through its Python runtime the caller's tensors stay as they
-were, and what the program computes from them is wrong: an input that is an output too is given new memory. So the
-programs are functional here: they return the new rows of the caches, which are written behind each call. And a `.pte`
+ExecuTorch 1.4 lowers writes into a program's inputs, but seen through its Python runtime the caller's tensors stay as
+they were, and what the program computes from them is wrong, without an error. So the programs are functional here: they
+return the new rows of the caches, which are written behind each call. And a `.pte`
 knows one layout of its inputs, that of the exported example; every input is handed over contiguous.
 
 Attention is written out by attnlower (target "executorch"). All other ops are decomposed once, with those kept that
