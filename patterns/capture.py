@@ -346,11 +346,16 @@ def _trace(sub: fx.GraphModule, values: Sequence[Any], *, functionalize: bool) -
 
 
 def _plain(sub: fx.GraphModule) -> bool:
-    """True if functionalisation can take the graph as it is: it enters no vmap and calls no other graph."""
+    """True if functionalisation can take the graph as it is.
+
+    It enters no vmap and calls no other graph, and no write is spelled as an operator (`aten.__iand__`), which only
+    tracing takes apart.
+    """
     return not any(
         node.op == "call_module"
         or isinstance(node.target, torch._ops.HigherOrderOperator)
         or op_name(node) in _BATCHING | _NESTING
+        or (op_name(node).startswith("__i") and bool(written_tensors(node)))
         for node in sub.graph.nodes
     )
 

@@ -253,7 +253,9 @@ class TestWrongTypes:
 
     @pytest.mark.parametrize("wrong", ["tensorrt!", "", None, 3, ["inductor"]])
     def test_targets(self, wrong: Any, masks: Any, models: Any, inputs: Any, exported: Any) -> None:
-        with pytest.raises(attnlower.OptionError, match=r"unknown target.*\['eager', 'executorch', 'inductor', 'tensorrt'\]"):
+        with pytest.raises(
+            attnlower.OptionError, match=r"unknown target.*\['eager', 'executorch', 'inductor', 'tensorrt'\]"
+        ):
             attnlower.lower(exported(models.SelfAttention(masks.causal), (inputs(),), False), target=wrong)
 
     def test_every_error_is_an_attnlower_error(self) -> None:
