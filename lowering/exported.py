@@ -10,7 +10,7 @@ from torch import fx
 from torch.export import ExportedProgram, ModuleCallEntry
 from torch.export.graph_signature import InputKind, InputSpec, TensorArgument
 
-from ..patterns.aliasing import writes_into, written_tensors
+from ..patterns.aliasing import memory_of_value, writes_into, written_tensors
 from ..patterns.known import is_literal_name
 from ..patterns.sizes import ranges_of
 
@@ -43,20 +43,14 @@ def _unchanging(program: ExportedProgram, kind: InputKind) -> dict[str, torch.Te
         return spec.kind is InputKind.BUFFER and any(writes_into(w, set(), {node}) for w in writers if node is not None)
 
     own = [spec for spec in signature.input_specs if spec.target is not None]
-    changing = {_memory(tensors.get(str(spec.target))) for spec in own if written(spec)}
+    changing = {memory_of_value(tensors.get(str(spec.target))) for spec in own if written(spec)}
     return {
         spec.arg.name: value
         for spec in own
         if spec.kind is kind
         and isinstance(value := tensors.get(str(spec.target)), torch.Tensor)
-        and _memory(value) not in changing
+        and memory_of_value(value) not in changing
     }
-
-
-def _memory(value: object) -> int | None:
-    if not isinstance(value, torch.Tensor) or value.layout is not torch.strided:
-        return None
-    return int(value.untyped_storage()._cdata)
 
 
 def origins(program: ExportedProgram) -> dict[str, str]:

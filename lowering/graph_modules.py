@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import fx
 
-from ..patterns.aliasing import writes_into, written_tensors
+from ..patterns.aliasing import memory_of_value, writes_into, written_tensors
 from ..patterns.known import attribute
 
 
@@ -20,21 +20,17 @@ def fixed_tensors(gm: fx.GraphModule) -> dict[str, torch.Tensor]:
     tensors = {n: value for n in nodes if isinstance(value := attribute(n), torch.Tensor)}
     writers = [n for n in gm.graph.nodes if written_tensors(n)]
     changing = {
-        _memory(value)
+        memory_of_value(value)
         for node, value in tensors.items()
         if isinstance(value, torch.nn.Parameter) or any(writes_into(w, set(), {node}) for w in writers)
     }
     return {
         node.name: value
         for node, value in tensors.items()
-        if value.layout is torch.strided and _memory(value) not in changing
+        if value.layout is torch.strided and memory_of_value(value) not in changing
     }
 
 
 def origins_of(gm: fx.GraphModule, tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
     """What a report calls these tensors, by the name of their node."""
     return {n.name: f"buffer '{n.target}'" for n in gm.graph.nodes if n.op == "get_attr" and n.name in tensors}
-
-
-def _memory(value: torch.Tensor) -> int | None:
-    return int(value.untyped_storage()._cdata) if value.layout is torch.strided else None

@@ -132,12 +132,16 @@ def writes_into(writer: fx.Node, inner: set[fx.Node], boundary: set[fx.Node]) ->
 
 
 def memory_of(node: fx.Node) -> int | None:
-    """A number that stands for the memory behind a tensor, the same for all its views; None if it is not recorded."""
-    tensor = tensor_of(node)
-    if tensor is None or tensor.layout is not torch.strided:
+    """A number that stands for the memory behind a node's tensor; None if it is not recorded."""
+    return memory_of_value(tensor_of(node))
+
+
+def memory_of_value(value: object) -> int | None:
+    """A number that stands for the memory behind a tensor, the same for all its views; None for anything else."""
+    if not isinstance(value, torch.Tensor) or value.layout is not torch.strided:
         return None
     try:
-        return int(tensor.untyped_storage()._cdata)
+        return int(value.untyped_storage()._cdata)
     except (NotImplementedError, RuntimeError):
         return None
 

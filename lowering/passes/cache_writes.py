@@ -26,7 +26,7 @@ import torch
 from torch import fx
 
 from ...errors import TensorRTError
-from ...patterns.aliasing import written_tensors
+from ...patterns.aliasing import memory_of_value, written_tensors
 from ...patterns.known import attribute
 from ...patterns.metadata import tensor_of
 from ..result import Change, PassResult
@@ -207,10 +207,7 @@ def _storage(node: fx.Node) -> int | None:
     """What identifies the memory of a buffer or an input; None for anything else."""
     if node.op == "placeholder":
         return id(node)
-    value = attribute(node) if node.op == "get_attr" else None
-    if isinstance(value, torch.Tensor) and value.layout is torch.strided:
-        return int(value.untyped_storage()._cdata)
-    return None
+    return memory_of_value(attribute(node)) if node.op == "get_attr" else None
 
 
 def _root(node: fx.Node) -> fx.Node:

@@ -14,6 +14,7 @@ from torch._subclasses.fake_tensor import unset_fake_temporarily
 from ...patterns.known import attribute
 from ...patterns.metadata import module_path, tensor_of
 from ..result import Change, PassResult
+from .emitting import fake_of_shape
 
 _PREFIX = "attnlower_indices_"
 
@@ -38,7 +39,7 @@ def write_embedding_indices(gm: fx.GraphModule) -> PassResult:
         gm.register_buffer(name, values, persistent=False)
         with gm.graph.inserting_before(node):
             narrow = gm.graph.get_attr(name)
-        narrow.meta["val"] = recorded.new_empty(tuple(recorded.shape), dtype=torch.int32)
+        narrow.meta["val"] = fake_of_shape(recorded, recorded.shape, torch.int32)
         node.update_arg(1, narrow)
         if not indices.users:
             gm.graph.erase_node(indices)

@@ -17,7 +17,7 @@ from torch._subclasses.fake_tensor import unset_fake_temporarily
 from ...patterns.known import attribute
 from ...patterns.metadata import module_path, tensor_of
 from ..result import Change, PassResult
-from .emitting import Size, static_size
+from .emitting import Size, fake_of_shape, static_size
 
 _ATEN = torch.ops.aten
 _PREFIX = "attnlower_places_"
@@ -56,7 +56,7 @@ def _of_rank(node: fx.Node, values: fx.Node, rank: int) -> fx.Node:
     while recorded is not None and recorded.dim() < rank:
         with node.graph.inserting_before(node):
             values = node.graph.call_function(_ATEN.unsqueeze.default, (values, 0))
-        recorded = recorded.new_empty((1, *recorded.shape))
+        recorded = fake_of_shape(recorded, (1, *recorded.shape), recorded.dtype)
         values.meta["val"] = recorded
     return values
 

@@ -89,8 +89,6 @@ class _StandIn:
         return _EncoderStandIn(self.encode)
 
     def encode(self, source: Tensor, attention_mask: Tensor | None) -> Session:
-        if attention_mask is None:
-            attention_mask = torch.ones((source.shape[0], source.shape[-1]), dtype=torch.long, device=source.device)
         self.session = Session(self.runtime, self.limits, source, attention_mask)
         return self.session
 

@@ -62,8 +62,6 @@ class Seq2SeqPrograms:
         Raises:
             LimitError: if there are more sources, or longer ones, than the programs were exported for.
         """
-        if attention_mask is None:
-            attention_mask = torch.ones((source.shape[0], source.shape[-1]), dtype=torch.long, device=source.device)
         return Session(self._runtime(), self.limits, source, attention_mask)
 
     @torch.no_grad()

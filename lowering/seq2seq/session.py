@@ -19,7 +19,7 @@ class Session:
         runtime: the programs.
         limits: what they are good for.
         source: token ids (B, S), or features.
-        attention_mask: (B, S), 0 where the source is padded; for features (B, frames).
+        attention_mask: (B, S), 0 where the source is padded; for features (B, frames). Ones by default.
 
     Attributes:
         hidden: the encoder's hidden states (B, S, M).
@@ -30,7 +30,9 @@ class Session:
         ProgramError: if the mask of a text has another shape than the text.
     """
 
-    def __init__(self, runtime: Runtime, limits: Limits, source: Tensor, attention_mask: Tensor) -> None:
+    def __init__(self, runtime: Runtime, limits: Limits, source: Tensor, attention_mask: Tensor | None = None) -> None:
+        if attention_mask is None:
+            attention_mask = torch.ones((source.shape[0], source.shape[-1]), dtype=torch.long, device=source.device)
         if source.dim() == 2:
             limits.check_source(*source.shape)
             if attention_mask.shape != source.shape:

@@ -51,7 +51,6 @@ class CompiledProgram:
 
 
 def _compiled(program: ExportedProgram, options: Mapping[str, Any]) -> Callable[..., Any]:
-    module = program.module(check_guards=False)
     flat = flat_module(program)
     inputs = [n.meta["val"] for n in flat.graph.nodes if n.op == "placeholder"]
     guards = _guards_of(inputs)
@@ -59,6 +58,7 @@ def _compiled(program: ExportedProgram, options: Mapping[str, Any]) -> Callable[
     with torch.no_grad():
         artifact: Any = torch._inductor.standalone_compile(flat, inputs, options=dict(options))
     if len(guards) > before:
+        module = program.module(check_guards=False)
         checked: Callable[..., Any] = torch.compile(module, dynamic=True, options=dict(options) or None)
         return checked
     spec = program.call_spec.out_spec
