@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 import warnings
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ from torch import fx
 
 from ..lowering.graph_modules import fixed_tensors, origins_of
 from ..lowering.history import remember
+from ..lowering.logs import log_report
 from ..lowering.passes.cache_writes import put_back_writes, take_out_writes
 from ..lowering.passes.embedding_indices import write_embedding_indices
 from ..lowering.passes.index_values import write_index_values
@@ -27,7 +27,6 @@ from .adapters import SPELLINGS
 from .registry import Installation
 from .versions import tensorrt_support, torch_tensorrt_module
 
-log = logging.getLogger("attnlower")
 _lock = threading.RLock()
 _installed: Installation | None = None
 _silent = threading.local()
@@ -128,8 +127,7 @@ def attnlower_lowering(gm: fx.GraphModule, settings: Any) -> fx.GraphModule:
             warnings.warn(f"attnlower left a graph untouched after an internal error ({reason})", stacklevel=2)
     if not getattr(_silent, "on", False):
         remember(report)
-    for result in report.passes:
-        log.info("%s", result)
+    log_report(report)
     return gm
 
 

@@ -20,6 +20,7 @@ from .assertions import insert_assertions
 from .exported import fixed_buffers, lifted_constants, origins, size_ranges, user_inputs, with_graph
 from .history import last_report
 from .inspecting import inspection, inspector
+from .logs import log_report, trace_lowering
 from .options import checked_timeout
 from .plan import make_assumed_variant
 from .report import Report
@@ -82,12 +83,16 @@ def lower(
             ranges=size_ranges(program),
             prover=prover,
         )
+        log_report(report)
+        trace_lowering(report, program.graph_module, variant.gm if variant.changed else None)
         if check_assumptions:
             insert_assertions(variant.gm, assumed)
         return Lowered(with_graph(program, variant.gm), report)
     if isinstance(program, fx.GraphModule):
         assumed = _parsed(assume, _tensor_inputs(program))
         variant, report = make_assumed_variant(program, chosen, assumed, prover=prover)
+        log_report(report)
+        trace_lowering(report, program, variant.gm if variant.changed else None)
         if check_assumptions:
             insert_assertions(variant.gm, assumed)
         return Lowered(variant.gm, report)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -15,12 +14,12 @@ from ..errors import OptionError
 from ..patterns.prover import Prover
 from .guarded import Compiled, GuardedCallable, buffer_values, checks_for, unwrap_floats
 from .history import remember
+from .logs import log, log_report, trace_lowering
 from .options import BackendOptions, parse_options
 from .plan import Plan, make_plan
 from .report import Report
 from .target import run_as_it_is
 
-log = logging.getLogger("attnlower")
 _warned: set[str] = set()
 
 
@@ -75,8 +74,13 @@ def plan_or_none(gm: fx.GraphModule, example_inputs: Sequence[Any], chosen: Back
         _give_up(Report(target=chosen.target.name), error)
         return None
     remember(plan.report)
-    for result in plan.report.passes:
-        log.info("%s", result)
+    log_report(plan.report)
+    trace_lowering(
+        plan.report,
+        gm,
+        plan.general.gm if plan.general.changed else None,
+        plan.guarded.gm if plan.guarded is not None else None,
+    )
     return plan
 
 
@@ -101,6 +105,7 @@ def _give_up(report: Report, error: Exception) -> None:
     """Record that the graph stays untouched, and warn once per reason."""
     reason = f"{type(error).__name__}: {error}"
     remember(replace(report, sites=tuple(replace(s, action="keep", conditions=()) for s in report.sites), error=reason))
+    log.info("left a graph untouched after an internal error (%s)", reason)
     if reason not in _warned:
         _warned.add(reason)
         warnings.warn(

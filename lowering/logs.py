@@ -1,0 +1,80 @@
+"""What was done, through Python's `logging` and torch's structured trace.
+
+Loggers: `attnlower` for what concerns a whole graph, `attnlower.passes.NAME` for each pass. At INFO one line per graph,
+per attention call and per pass; at DEBUG each change and refusal. torch's switch takes any importable name, so
+`TORCH_LOGS="attnlower"` (or "+attnlower" for DEBUG), or `torch._logging.set_logs(modules={"attnlower": level})`, shows
+them; so does `logging.getLogger("attnlower").setLevel(level)` with a handler of one's own.
+
+Structured trace: where torch writes one (TORCH_TRACE=FOLDER, which tlparse reads), each compilation carries the artifacts
+`attnlower_report` (JSON, as `Report.to_dict`), `attnlower_graph_before`, `attnlower_graph_after` and, where there is a
+variant under conditions, `attnlower_graph_guarded` (Python code with shapes).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+
+from torch import fx
+from torch._logging import trace_structured
+
+from .report import Report
+from .result import PassResult
+
+log = logging.getLogger("attnlower")
+
+
+def log_report(report: Report) -> None:
+    """Log what was found in a graph and what each pass did."""
+    if not log.isEnabledFor(logging.INFO):
+        return
+    actions = ", ".join(f"{count} {action}" for action, count in Counter(s.action for s in report.sites).items())
+    log.info("%d attention call(s), target %s%s", len(report.sites), report.target, f": {actions}" if actions else "")
+    for site in report.sites:
+        where = site.module or site.node
+        log.info("%s: %s: %s, %s: %s", where, site.formula, site.verdict, site.action, site.reason)
+    for node, reason in report.near_misses:
+        log.info("node '%s': not matched: %s", node, reason)
+    for result in report.passes:
+        log_pass(result)
+
+
+def log_pass(result: PassResult) -> None:
+    """Log the result of one pass with its own logger, `attnlower.passes.NAME`."""
+    own = log.getChild(f"passes.{result.name}")
+    own.info("%s", result)
+    for change in result.changes:
+        own.debug("%s: %s: changed: %s", result.name, change.module or change.node, change.what)
+    for refusal in result.refusals:
+        own.debug("%s: %s: refused: %s", result.name, refusal.module or refusal.node, refusal.reason)
+
+
+def trace_lowering(
+    report: Report, before: fx.GraphModule, after: fx.GraphModule | None, guarded: fx.GraphModule | None = None
+) -> None:
+    """Write the report and the graphs into torch's structured trace, if there is one.
+
+    Args:
+        report: what was found and done.
+        before: the graph as it was given.
+        after: the rewritten graph that is valid for every input; None if nothing was rewritten.
+        guarded: the rewritten graph that is valid under conditions; None if there is none.
+    """
+    _artifact("attnlower_report", "json", report)
+    for name, gm in (("before", before), ("after", after), ("guarded", guarded)):
+        if gm is not None:
+            _artifact(f"attnlower_graph_{name}", "string", gm)
+
+
+def _artifact(name: str, encoding: str, content: Report | fx.GraphModule) -> None:
+    """An artifact; the text is made only if a trace is being written."""
+
+    def text() -> object:
+        if isinstance(content, Report):
+            return content.to_dict()
+        return content.print_readable(print_output=False, include_stride=True, include_device=True)
+
+    trace_structured("artifact", lambda: {"name": name, "encoding": encoding}, payload_fn=text, expect_trace_id=False)
+
+
+__all__ = ["log", "log_pass", "log_report", "trace_lowering"]
