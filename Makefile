@@ -48,7 +48,7 @@ if missing:
 endef
 export CHECK_PYTHON
 
-.PHONY: help venv lint format test fuzz zoo zoo-releases wheel-check demo demo-quick bench-save bench-tensorrt readme-tables clean
+.PHONY: help venv lint format test fuzz zoo zoo-releases wheel-check sdist docs demo demo-quick bench-save bench-tensorrt readme-tables clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -70,7 +70,7 @@ $(VENV)/.torch: $(VENV)/.created
 	@touch $@
 
 $(VENV)/.installed: pyproject.toml $(VENV)/.torch
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test,hf]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test,hf,docs]'
 	@# torch_tensorrt without TensorRT, which its tests do on a reference: its own requirements are gigabytes for a GPU.
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps '$(TORCH_TENSORRT)'
 	@touch $@
@@ -96,15 +96,16 @@ zoo: venv ## sweep over every architecture of transformers and write tests/zoo/C
 zoo-releases: venv ## run architectures under several releases of transformers, write tests/releases/RESULTS.md (half an hour)
 	$(TEST_ENV) $(BIN)/python tests/releases/run.py $(RELEASES)
 
-wheel-check: venv ## build the wheel and check that it holds the package and nothing else
-	rm -rf $(VENV)/wheel build
-	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir $(VENV)/wheel .
-	@rm -rf build
-	@$(BIN)/python -c "import glob, sys, zipfile; \
-	  names = zipfile.ZipFile(glob.glob('$(VENV)/wheel/*.whl')[0]).namelist(); \
-	  stray = [n for n in names if not n.startswith(('attnlower/', 'attnlower-')) or n.startswith(('attnlower/tests', 'attnlower/bench'))]; \
-	  lacking = {'attnlower/__init__.py', 'attnlower/py.typed', 'attnlower/cli.py'} - set(names); \
-	  sys.exit(f'wheel: stray {stray}, lacking {sorted(lacking)}') if stray or lacking else print(f'wheel: {len(names)} files, all of attnlower')"
+wheel-check: venv ## build sdist and wheel, check what they hold, run the wheel where nothing else is installed
+	$(TEST_ENV) $(BIN)/python -m pytest tests/test_packaging.py
+
+sdist: venv ## build the sdist and the wheel into dist/
+	rm -rf dist
+	$(BIN)/python -m build --quiet
+
+docs: venv ## draw the documentation's pictures and graphs anew and build the site into site/, warnings are errors
+	$(BIN)/python docs/tools/draw.py
+	$(BIN)/mkdocs build --strict --quiet
 
 demo: venv ## the main job: eager, Inductor, attnlower and a hand-made oracle side by side at 4096 tokens (a few minutes)
 	$(BIN)/attnlower demo $(DEMO)
@@ -129,5 +130,5 @@ readme-tables: venv ## write README's measurements from bench/results/
 	$(BIN)/python bench/tables.py
 
 clean: ## remove .venv and every cache
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist site *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -42,7 +42,8 @@ def fitted(emitter: Emitter, tensor: fx.Node, query: fx.Node, key: fx.Node, *, w
     Args:
         emitter: inserts the calls.
         tensor: a mask that broadcasts to the scores.
-        query: (..., Q, E). key: (..., K, E).
+        query: (..., Q, E).
+        key: (..., K, E).
         whole: how many of the last axes must have the size of the scores; they may not be 1.
     """
     scores, shape = scores_shape(query, key), shape_of_node(tensor)
@@ -70,7 +71,8 @@ def causal_mask(emitter: Emitter, query: fx.Node, key: fx.Node, alignment: Align
 
     Args:
         emitter: inserts the calls.
-        query: (..., Q, E). key: (..., K, E).
+        query: (..., Q, E).
+        key: (..., K, E).
         alignment: UPPER_LEFT (k <= q) or LOWER_RIGHT (k - K <= q - Q).
     """
     *_, queries, keys = scores_shape(query, key)

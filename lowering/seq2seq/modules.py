@@ -71,8 +71,10 @@ class Decoder(torch.nn.Module):
             decoder_input_ids: (B, G, T); T is 1 in a step.
             position: (1,), the position of the first token; 0 in a prefill, which does not look at it.
             encoder_attention_mask: (B, S), 0 where the source is padded or the cross cache is not filled.
-            self_keys: per layer (B, G, H, C, D), written in place. self_values: likewise.
-            cross_keys: per layer (B, H, S, D). cross_values: likewise.
+            self_keys: per layer (B, G, H, C, D), written in place.
+            self_values: likewise.
+            cross_keys: per layer (B, H, S, D).
+            cross_values: likewise.
 
         Returns:
             The logits (B, G, T, V).

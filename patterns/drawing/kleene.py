@@ -7,7 +7,7 @@ read: `id[b, q] == id[b, k]` is surely true where q and k are the same position.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
 import torch
@@ -111,8 +111,8 @@ class ThreeValued:
 
     def _joined(self, expr: Expr) -> Truth:
         truths = [self.truth(a) for a in expr.args]
-        every = (lambda t: t.surely) if expr.op is Op.AND else (lambda t: t.surely_not)
-        some = (lambda t: t.surely_not) if expr.op is Op.AND else (lambda t: t.surely)
+        every: Callable[[Truth], torch.Tensor] = (lambda t: t.surely) if expr.op is Op.AND else (lambda t: t.surely_not)
+        some: Callable[[Truth], torch.Tensor] = (lambda t: t.surely_not) if expr.op is Op.AND else (lambda t: t.surely)
         all_of = torch.tensor(True)
         for truth in truths:
             all_of = all_of & every(truth)
