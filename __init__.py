@@ -21,7 +21,7 @@ from .errors import (
     TemplateError,
     TensorRTError,
 )
-from .lowering import AttentionSite, Lowered, Report, explain, last_report, lower
+from .lowering import AttentionSite, Lowered, Report, explain, inductor_pass, last_report, lower
 from .lowering.seq2seq import Seq2SeqPrograms, export_seq2seq
 
 __version__ = version("attnlower")
@@ -46,6 +46,7 @@ __all__ = [
     "converters",
     "explain",
     "export_seq2seq",
+    "inductor_pass",
     "last_report",
     "lower",
 ]

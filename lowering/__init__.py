@@ -1,6 +1,6 @@
 """Rewriting: one pass per file, the pipeline, and the entry points. Uses `patterns`."""
 
-from .api import Lowered, explain, lower
+from .api import Lowered, explain, inductor_pass, lower
 from .backend import attnlower_backend
 from .history import last_report
 from .pipeline import PIPELINE, build_variant
@@ -21,6 +21,7 @@ __all__ = [
     "attnlower_backend",
     "build_variant",
     "explain",
+    "inductor_pass",
     "last_report",
     "lower",
 ]

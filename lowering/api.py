@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import fx
@@ -20,12 +20,16 @@ from .assertions import insert_assertions
 from .exported import fixed_buffers, lifted_constants, origins, size_ranges, user_inputs, with_graph
 from .history import last_report
 from .inspecting import inspection, inspector
-from .logs import log_report, trace_lowering
+from .logs import log_report, trace_graph, trace_report
 from .options import checked_timeout
+from .pipeline import Variant
 from .plan import make_assumed_variant
 from .report import Report
 from .target import Target
 from .targets import find_target
+
+if TYPE_CHECKING:
+    from .inductor_hook import InductorPass
 
 
 @dataclass(frozen=True)
@@ -83,16 +87,14 @@ def lower(
             ranges=size_ranges(program),
             prover=prover,
         )
-        log_report(report)
-        trace_lowering(report, program.graph_module, variant.gm if variant.changed else None)
+        _note(report, program.graph_module, variant)
         if check_assumptions:
             insert_assertions(variant.gm, assumed)
         return Lowered(with_graph(program, variant.gm), report)
     if isinstance(program, fx.GraphModule):
         assumed = _parsed(assume, _tensor_inputs(program))
         variant, report = make_assumed_variant(program, chosen, assumed, prover=prover)
-        log_report(report)
-        trace_lowering(report, program, variant.gm if variant.changed else None)
+        _note(report, program, variant)
         if check_assumptions:
             insert_assertions(variant.gm, assumed)
         return Lowered(variant.gm, report)
@@ -100,6 +102,15 @@ def lower(
         f"lower takes an ExportedProgram or a GraphModule, not {type(program).__name__}; "
         "use torch.export.export(model, ...) or torch.compile(model, backend='attnlower')"
     )
+
+
+def _note(report: Report, before: fx.GraphModule, variant: Variant) -> None:
+    """Log what was done, and write it into torch's structured trace."""
+    log_report(report)
+    trace_report(report)
+    trace_graph("before", before)
+    if variant.changed:
+        trace_graph("after", variant.gm)
 
 
 def _parsed(assume: str | Iterable[str] | None, inputs: Mapping[str, str]) -> tuple[Condition, ...]:
@@ -164,4 +175,38 @@ def _explain_by_compiling(model: Any, args: tuple[Any, ...], kwargs: dict[str, A
     return found.report()
 
 
-__all__ = ["Condition", "Lowered", "explain", "last_report", "lower"]
+def inductor_pass(
+    *, assume: str | Iterable[str] | None = None, timeout_ms: int = DEFAULT_TIMEOUT_MS, strict: bool = False
+) -> InductorPass:
+    """A custom pass of Inductor that lowers attention by proof, for `torch._inductor.config.pre_grad_custom_pass`.
+
+    The caches of Inductor and AOTAutograd stay in use: the pass names itself by its sources, its options and the ranges
+    of the sizes it proves for. Where a cache has the compiled graph, the pass does not run and nothing is reported.
+    Training graphs are served too.
+
+    Args:
+        assume: conditions on inputs that the caller vouches for, such as ``"attention_mask.all()"``; names are those of
+            the function or model that is compiled. Nothing checks them.
+        timeout_ms: longest time for one question to the solver, in milliseconds.
+        strict: raise internal errors and do not leave the graph untouched.
+
+    Raises:
+        OptionError: for an assumption that cannot be read, or a time-out that is no positive whole number.
+    """
+    from .inductor_hook import InductorPass
+
+    texts = [] if assume is None else [assume] if isinstance(assume, str) else list(assume)
+    return InductorPass(parse_conditions(texts, _EveryName()), checked_timeout(timeout_ms), strict)
+
+
+class _EveryName(dict[str, str]):
+    """Inputs by name before there is a graph: any name will do."""
+
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str)
+
+    def __missing__(self, name: str) -> str:
+        return name
+
+
+__all__ = ["Condition", "Lowered", "explain", "inductor_pass", "last_report", "lower"]

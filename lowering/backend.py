@@ -14,7 +14,7 @@ from ..errors import OptionError
 from ..patterns.prover import Prover
 from .guarded import Compiled, GuardedCallable, buffer_values, checks_for, unwrap_floats
 from .history import remember
-from .logs import log, log_report, trace_lowering
+from .logs import log, log_report, trace_graph, trace_report
 from .options import BackendOptions, parse_options
 from .plan import Plan, make_plan
 from .report import Report
@@ -75,12 +75,12 @@ def plan_or_none(gm: fx.GraphModule, example_inputs: Sequence[Any], chosen: Back
         return None
     remember(plan.report)
     log_report(plan.report)
-    trace_lowering(
-        plan.report,
-        gm,
-        plan.general.gm if plan.general.changed else None,
-        plan.guarded.gm if plan.guarded is not None else None,
-    )
+    trace_report(plan.report)
+    trace_graph("before", gm)
+    if plan.general.changed:
+        trace_graph("after", plan.general.gm)
+    if plan.guarded is not None:
+        trace_graph("guarded", plan.guarded.gm)
     return plan
 
 

@@ -5,7 +5,7 @@ per attention call and per pass; at DEBUG each change and refusal. torch's switc
 `TORCH_LOGS="attnlower"` (or "+attnlower" for DEBUG), or `torch._logging.set_logs(modules={"attnlower": level})`, shows
 them; so does `logging.getLogger("attnlower").setLevel(level)` with a handler of one's own.
 
-Structured trace: where torch writes one (TORCH_TRACE=FOLDER, which tlparse reads), each compilation carries the artifacts
+Structured trace: where torch writes one (TORCH_TRACE=FOLDER, which tlparse reads), each compilation has the artifacts
 `attnlower_report` (JSON, as `Report.to_dict`), `attnlower_graph_before`, `attnlower_graph_after` and, where there is a
 variant under conditions, `attnlower_graph_guarded` (Python code with shapes).
 """
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
+from collections.abc import Callable
 
 from torch import fx
 from torch._logging import trace_structured
@@ -49,32 +50,29 @@ def log_pass(result: PassResult) -> None:
         own.debug("%s: %s: refused: %s", result.name, refusal.module or refusal.node, refusal.reason)
 
 
-def trace_lowering(
-    report: Report, before: fx.GraphModule, after: fx.GraphModule | None, guarded: fx.GraphModule | None = None
-) -> None:
-    """Write the report and the graphs into torch's structured trace, if there is one.
+def trace_report(report: Report) -> None:
+    """Write a report into torch's structured trace, if one is being written."""
+    _artifact("attnlower_report", "json", report.to_dict)
+
+
+def trace_graph(name: str, gm: fx.GraphModule) -> None:
+    """Write a graph into torch's structured trace, if one is being written.
 
     Args:
-        report: what was found and done.
-        before: the graph as it was given.
-        after: the rewritten graph that is valid for every input; None if nothing was rewritten.
-        guarded: the rewritten graph that is valid under conditions; None if there is none.
+        name: "before", "after" or "guarded".
+        gm: the graph.
     """
-    _artifact("attnlower_report", "json", report)
-    for name, gm in (("before", before), ("after", after), ("guarded", guarded)):
-        if gm is not None:
-            _artifact(f"attnlower_graph_{name}", "string", gm)
+
+    def text() -> str:
+        return gm.print_readable(print_output=False, include_stride=True, include_device=True)
+
+    _artifact(f"attnlower_graph_{name}", "string", text)
 
 
-def _artifact(name: str, encoding: str, content: Report | fx.GraphModule) -> None:
-    """An artifact; the text is made only if a trace is being written."""
-
-    def text() -> object:
-        if isinstance(content, Report):
-            return content.to_dict()
-        return content.print_readable(print_output=False, include_stride=True, include_device=True)
-
-    trace_structured("artifact", lambda: {"name": name, "encoding": encoding}, payload_fn=text, expect_trace_id=False)
+def _artifact(name: str, encoding: str, content: Callable[[], object]) -> None:
+    trace_structured(
+        "artifact", lambda: {"name": name, "encoding": encoding}, payload_fn=content, expect_trace_id=False
+    )
 
 
-__all__ = ["log", "log_pass", "log_report", "trace_lowering"]
+__all__ = ["log", "log_pass", "log_report", "trace_graph", "trace_report"]

@@ -10,7 +10,7 @@ from ..errors import AttnLowerError
 from ..patterns.analyze import Analysis
 from ..patterns.conditions import AnyCondition
 from .copying import copy_graph_module, restore_graph
-from .passes import Canonicalize, DropMask, FoldRepeatKV, GuardPadding, Legalize, MaskToAlignment, ShareMasks
+from .passes import Canonicalize, DropMask, FoldRepeatKV, GuardPadding, Legalize, MaskToAlignment, PrefixKeys, ShareMasks
 from .passes.base import Pass, PassContext, Site
 from .result import PassResult
 from .target import Target
@@ -22,6 +22,7 @@ PIPELINE: tuple[Pass, ...] = (
     GuardPadding(),
     FoldRepeatKV(),
     ShareMasks(),
+    PrefixKeys(),
     Legalize(),
 )
 
@@ -49,7 +50,7 @@ class Variant:
     @property
     def changed(self) -> bool:
         """True if a mask was dropped, replaced or shared, or repeated heads were folded."""
-        rewrites = ("drop_mask", "mask_to_alignment", "guard_padding", "fold_repeat_kv", "share_masks")
+        rewrites = ("drop_mask", "mask_to_alignment", "guard_padding", "fold_repeat_kv", "share_masks", "prefix_keys")
         return any(r.changed for r in self.results if r.name in rewrites)
 
 
@@ -90,7 +91,9 @@ def build_variant(
     return _run(copied, nodes, analysis, target, assumed, passes)
 
 
-def rewrite_in_place(gm: fx.GraphModule, analysis: Analysis, target: Target) -> Variant:
+def rewrite_in_place(
+    gm: fx.GraphModule, analysis: Analysis, target: Target, assumed: tuple[AnyCondition, ...] = ()
+) -> Variant:
     """Run the pipeline on a graph itself, for compilers whose passes change the graph they are given.
 
     Nodes that no pass touches stay the same objects. If a pass fails, the graph is as it was, in new nodes.
@@ -99,11 +102,12 @@ def rewrite_in_place(gm: fx.GraphModule, analysis: Analysis, target: Target) -> 
         gm: the graph that was analysed.
         analysis: what its masks mean.
         target: the backend to be served.
+        assumed: conditions on inputs that the graph may rely on.
     """
     backup = copy_graph_module(gm)[0].graph
     nodes = {node: node for node in gm.graph.nodes}
     try:
-        return _run(gm, nodes, analysis, target, (), None)
+        return _run(gm, nodes, analysis, target, assumed, None)
     except Exception:
         restore_graph(gm, backup)
         raise
