@@ -20,6 +20,7 @@ from .errors import (
     ReportError,
     TemplateError,
     TensorRTError,
+    VerificationError,
 )
 from .lowering import AttentionSite, Lowered, Report, explain, inductor_pass, last_report, lower
 from .lowering.seq2seq import Seq2SeqPrograms, export_seq2seq
@@ -42,6 +43,7 @@ __all__ = [
     "Seq2SeqPrograms",
     "TemplateError",
     "TensorRTError",
+    "VerificationError",
     "__version__",
     "converters",
     "explain",

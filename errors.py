@@ -49,3 +49,7 @@ class BackendError(AttnLowerError, RuntimeError):
 
 class LimitError(AttnLowerError, ValueError):
     """A call is larger than the programs were exported for."""
+
+
+class VerificationError(AttnLowerError, RuntimeError):
+    """A compiled model gave another output than the untouched one, by more than rounding explains."""

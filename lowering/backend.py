@@ -18,7 +18,9 @@ from .logs import log, log_report, trace_graph, trace_report
 from .options import BackendOptions, parse_options
 from .plan import Plan, make_plan
 from .report import Report
+from .self_check import SelfCheck
 from .target import run_as_it_is
+from .verification import Verification
 
 _warned: set[str] = set()
 
@@ -45,15 +47,10 @@ def attnlower_backend(
     plan = plan_or_none(gm, example_inputs, chosen)
     if plan is None:
         return _compile(gm, example_inputs, chosen)
-    if plan.guarded is None:
-        # Nothing rewritten: hand on the very graph Dynamo made.
-        if not plan.general.changed:
-            return _compile(gm, example_inputs, chosen)
-        return _compiled_or_none(plan, plan.general.gm, example_inputs, chosen) or _compile(gm, example_inputs, chosen)
-    fast = _compiled_or_none(plan, plan.guarded.gm, example_inputs, chosen)
-    if fast is None:
-        return _compile(gm, example_inputs, chosen)
-    return GuardedCallable(fast, _lazy_general(plan, gm, chosen), checks_for(gm, plan.conditions))
+    if not chosen.verify:
+        return _compile_plan(gm, example_inputs, chosen, plan)
+    check = SelfCheck(gm, plan, chosen.verify)  # takes its copies before a compiler changes the graphs
+    return check.beside(_compile_plan(gm, example_inputs, chosen, plan))
 
 
 def plan_or_none(gm: fx.GraphModule, example_inputs: Sequence[Any], chosen: BackendOptions) -> Plan | None:
@@ -73,6 +70,8 @@ def plan_or_none(gm: fx.GraphModule, example_inputs: Sequence[Any], chosen: Back
             raise
         _give_up(Report(target=chosen.target.name), error)
         return None
+    if chosen.verify:
+        plan = replace(plan, report=replace(plan.report, verifications=(Verification(),)))
     remember(plan.report)
     log_report(plan.report)
     trace_report(plan.report)
@@ -82,6 +81,18 @@ def plan_or_none(gm: fx.GraphModule, example_inputs: Sequence[Any], chosen: Back
     if plan.guarded is not None:
         trace_graph("guarded", plan.guarded.gm)
     return plan
+
+
+def _compile_plan(gm: fx.GraphModule, example_inputs: Sequence[Any], chosen: BackendOptions, plan: Plan) -> Compiled:
+    if plan.guarded is None:
+        # Nothing rewritten: hand on the very graph Dynamo made.
+        if not plan.general.changed:
+            return _compile(gm, example_inputs, chosen)
+        return _compiled_or_none(plan, plan.general.gm, example_inputs, chosen) or _compile(gm, example_inputs, chosen)
+    fast = _compiled_or_none(plan, plan.guarded.gm, example_inputs, chosen)
+    if fast is None:
+        return _compile(gm, example_inputs, chosen)
+    return GuardedCallable(fast, _lazy_general(plan, gm, chosen), checks_for(gm, plan.conditions))
 
 
 def _compiled_or_none(

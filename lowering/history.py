@@ -50,6 +50,7 @@ def merged(reports: Iterable[Report]) -> Report:
         near_misses=tuple(m for r in found for m in r.near_misses),
         stats=stats,
         error=next((r.error for r in found if r.error), ""),
+        verifications=tuple(v for r in found for v in r.verifications),
     )
 
 

@@ -28,7 +28,7 @@ from .history import remember
 from .logs import log, log_report, trace_graph, trace_report
 from .pipeline import rewrite_in_place
 from .report import Report, build_report
-from .targets import INDUCTOR
+from .targets.inductor import INDUCTOR
 
 _warned: set[str] = set()
 

@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Callable
 
 from torch import fx
-from torch._logging import trace_structured
+from torch._logging._internal import trace_structured
 
 from .report import Report
 from .result import PassResult

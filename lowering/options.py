@@ -13,7 +13,7 @@ from .target import Target
 from .targets import find_target
 
 PADDING_MODES = ("guard", "keep")
-OWN_OPTIONS = ("target", "padding", "strict", "timeout_ms")
+OWN_OPTIONS = ("target", "padding", "strict", "timeout_ms", "verify")
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,8 @@ class BackendOptions:
             "keep" leaves them as they are.
         strict: raise internal errors and do not fall back to the untouched graph.
         timeout_ms: longest time for one question to the solver, in milliseconds.
+        verify: for how many calls of each compiled graph the untouched one runs beside it; where the outputs differ by
+            more than rounding, the call raises VerificationError.
         compiler: options handed on to the target's compiler.
     """
 
@@ -33,6 +35,7 @@ class BackendOptions:
     padding: str = "guard"
     strict: bool = False
     timeout_ms: int = DEFAULT_TIMEOUT_MS
+    verify: int = 0
     compiler: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -56,8 +59,9 @@ def parse_options(options: Mapping[str, Any] | None, mode: str | None = None) ->
     if not isinstance(strict, bool):
         raise OptionError(f"option 'strict' is True or False, not {strict!r}")
     timeout = checked_timeout(given.pop("timeout_ms", DEFAULT_TIMEOUT_MS))
+    verify = _checked_calls(given.pop("verify", 0))
     compiler = {**_mode_options(mode, target), **_compiler_options(given, target)}
-    return BackendOptions(target, padding, strict, timeout, compiler)
+    return BackendOptions(target, padding, strict, timeout, verify=verify, compiler=compiler)
 
 
 def checked_timeout(timeout: object) -> int:
@@ -69,6 +73,12 @@ def checked_timeout(timeout: object) -> int:
     if isinstance(timeout, bool) or not isinstance(timeout, int) or timeout <= 0:
         raise OptionError(f"option 'timeout_ms' is a positive number of milliseconds, not {timeout!r}")
     return timeout
+
+
+def _checked_calls(calls: object) -> int:
+    if isinstance(calls, bool) or not isinstance(calls, int) or calls < 0:
+        raise OptionError(f"option 'verify' is a number of calls, 0 for none, not {calls!r}")
+    return calls
 
 
 def _mode_options(mode: str | None, target: Target) -> dict[str, Any]:

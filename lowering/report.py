@@ -19,6 +19,7 @@ from ..patterns.predicate import Predicate
 from ..patterns.verdict import Proved, Refuted
 from .passes.base import Site
 from .result import PassResult
+from .verification import Verification
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,7 @@ class Report:
         near_misses: what looked like attention but is not matched: (node, reason).
         stats: counts and times: masks proved, solver calls, milliseconds for reading, solving and importing z3.
         error: why the program was left untouched after an internal error; empty otherwise.
+        verifications: what the self-check of each graph has seen so far, where one was asked for.
     """
 
     sites: tuple[AttentionSite, ...] = ()
@@ -88,6 +90,7 @@ class Report:
     near_misses: tuple[tuple[str, str], ...] = ()
     stats: Mapping[str, float] = field(default_factory=dict)
     error: str = ""
+    verifications: tuple[Verification, ...] = field(default=(), compare=False)
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON data."""
@@ -106,6 +109,7 @@ class Report:
             "near_misses": [{"node": n, "reason": r} for n, r in self.near_misses],
             "stats": dict(self.stats),
             "error": self.error,
+            "verifications": [v.to_dict() for v in self.verifications],
         }
 
     def to_html(self, path: str | os.PathLike[str], tensors: Mapping[str, torch.Tensor] | None = None) -> None:
@@ -156,6 +160,8 @@ def render(report: Report, width: int = 160) -> str:
         console.print(table)
     for node, reason in report.near_misses:
         console.print(f"not matched: node '{node}': {reason}", markup=False, highlight=False)
+    for verification in report.verifications:
+        console.print(f"self-check: {verification}", markup=False, highlight=False)
     text = console.file.getvalue()  # type: ignore[attr-defined]
     return "\n".join(line.rstrip() for line in text.splitlines())
 
@@ -189,9 +195,10 @@ def build_report(
         assumptions: what the caller vouched for.
     """
     refusals = {(r.module, r.node): r.reason for p in passes for r in p.refusals}
+    cut = {(c.module, c.node): c.what for p in passes if p.name == "prefix_keys" for c in p.changes}
     written_out = {(c.module, c.node): c.what for p in passes if p.name == "decompose_attention" for c in p.changes}
     sites = tuple(
-        _written_out(_site(found, general[i], guarded[i] if guarded is not None else None, refusals), written_out)
+        _with_more(_site(found, general[i], guarded[i] if guarded is not None else None, refusals), written_out, cut)
         for i, found in enumerate(analysis.sites)
     )
     stats = analysis.prover.stats
@@ -211,10 +218,10 @@ def build_report(
     )
 
 
-def _written_out(site: AttentionSite, reasons: Mapping[tuple[str, str], str]) -> AttentionSite:
-    """Say why no attention layer is made of a call, if so."""
-    why = reasons.get((site.module, site.node))
-    return site if why is None else replace(site, reason=f"{site.reason}; {why}")
+def _with_more(site: AttentionSite, *reasons: Mapping[tuple[str, str], str]) -> AttentionSite:
+    """Say why no attention layer is made of a call, or which keys it leaves out, if so."""
+    more = [why for by_call in reasons if (why := by_call.get((site.module, site.node))) is not None]
+    return replace(site, reason="; ".join((site.reason, *more)))
 
 
 def _site(
