@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -21,7 +22,7 @@ from .exported import fixed_buffers, lifted_constants, origins, size_ranges, use
 from .history import last_report
 from .inspecting import inspection, inspector
 from .logs import log_report, trace_graph, trace_report
-from .options import checked_timeout
+from .options import checked_timeout, with_banded
 from .pipeline import Variant
 from .plan import make_assumed_variant
 from .report import Report
@@ -51,6 +52,7 @@ def lower(
     target: str | Target = "inductor",
     assume: str | Iterable[str] | None = None,
     check_assumptions: bool = False,
+    banded: str | None = None,
     timeout_ms: int = DEFAULT_TIMEOUT_MS,
 ) -> Lowered:
     """Lower the attention of a captured program by proof.
@@ -64,6 +66,8 @@ def lower(
         assume: conditions on inputs that the caller vouches for, e.g. ``"attention_mask.all()"`` when nothing is ever
             padded; several joined by "and" or as several strings. Recorded in the report.
         check_assumptions: assert the assumptions at run time.
+        banded: how attention under a sliding window, chunks and the like is computed: "auto", "local" (in blocks of
+            queries with their own keys) or "dense" (with the mask); the target's own way by default.
         timeout_ms: longest time for one question to the solver, in milliseconds.
 
     Returns:
@@ -74,7 +78,7 @@ def lower(
         OptionError: for an unknown target, an assumption that cannot be read or names no input, or a wrong time-out.
         LegalizeError: if the target cannot express a call.
     """
-    chosen = find_target(target)
+    chosen = with_banded(find_target(target), banded)
     prover = Prover(checked_timeout(timeout_ms))
     if isinstance(program, ExportedProgram):
         assumed = _parsed(assume, user_inputs(program))
@@ -165,7 +169,7 @@ def _explain_by_compiling(model: Any, args: tuple[Any, ...], kwargs: dict[str, A
     compiled = torch.compile(call, backend=inspector)
     # Tensors are cloned apart: deepcopy refuses those that other operations have made.
     clones: dict[int, Any] = {id(t): t.detach().clone() for t in tree_leaves((args, kwargs)) if type(t) is torch.Tensor}
-    copied_args, copied_kwargs = copy.deepcopy((args, kwargs), clones)
+    copied_args, copied_kwargs = copy.deepcopy(_by_name(model, args, kwargs), clones)
     with inspection() as found, torch.no_grad(), torch.random.fork_rng():
         try:
             compiled(*copied_args, **copied_kwargs)
@@ -207,6 +211,21 @@ class _EveryName(dict[str, str]):
 
     def __missing__(self, name: str) -> str:
         return name
+
+
+def _by_name(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments with those given by position under their parameters' names, which formulas then show."""
+    module = isinstance(model, torch.nn.Module)
+    if module and model._forward_pre_hooks:  # a hook sees which are given by position
+        return args, kwargs
+    try:
+        parameters = list(inspect.signature(model.forward if module else model).parameters.values())[: len(args)]
+    except (TypeError, ValueError):  # a function without a signature
+        return args, kwargs
+    names = [p.name for p in parameters if p.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD]
+    if len(names) < len(args) or kwargs.keys() & set(names):
+        return args, kwargs
+    return (), {**dict(zip(names, args, strict=True)), **kwargs}
 
 
 __all__ = ["Condition", "Lowered", "explain", "inductor_pass", "last_report", "lower"]
