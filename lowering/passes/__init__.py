@@ -6,6 +6,16 @@ from .fold_repeat_kv import FoldRepeatKV
 from .guard_padding import GuardPadding
 from .legalize import Legalize
 from .mask_to_alignment import MaskToAlignment
+from .prefix_keys import PrefixKeys
 from .share_masks import ShareMasks
 
-__all__ = ["Canonicalize", "DropMask", "FoldRepeatKV", "GuardPadding", "Legalize", "MaskToAlignment", "ShareMasks"]
+__all__ = [
+    "Canonicalize",
+    "DropMask",
+    "FoldRepeatKV",
+    "GuardPadding",
+    "Legalize",
+    "MaskToAlignment",
+    "PrefixKeys",
+    "ShareMasks",
+]

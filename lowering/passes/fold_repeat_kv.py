@@ -3,8 +3,10 @@
 Law: if head h of key and value is head h // r of tensors with r times fewer heads, attention over the repeated tensors
 is grouped-query attention over the originals (query head h uses key head h // (Hq / Hkv)); the copies need not be made.
 
-For PyTorch's own attention only where no mask tensor is left and the fused kernels take grouped heads: on CPUs, and
-on GPUs in float16 and bfloat16. Elsewhere it would leave its fused kernels for plain arithmetic.
+For PyTorch's own attention only where the fused kernels take grouped heads: on CPUs, and on GPUs in float16 and
+bfloat16 where no mask tensor is left. Elsewhere it would leave its fused kernels for plain arithmetic. (By the profiler,
+torch 2.13: `_scaled_dot_product_flash_attention_for_cpu` runs for grouped heads with and without a mask, boolean and
+additive, in float32, bfloat16 and float16, forward and backward.)
 
 Near miss: the originals are written to between the copy and the call, such as a cache that is updated in place.
 """
@@ -35,11 +37,11 @@ class FoldRepeatKV:
 
     def _rewrite(self, context: PassContext, site: Site, writes: Writes) -> str | Refusal | None:
         node = site.node
-        native = context.target.native_groups
+        native = context.target.native_groups or site.emit is not None
         if not site.canonical or node.kwargs.get("enable_gqa") or len(node.args) != 3:
             return None
         masked = node.kwargs.get("mask") is not None or node.kwargs.get("bias") is not None
-        if masked and not native:
+        if masked and not native and not _on_cpu(tensor_of(node.args[0])):
             return None
         query, key, value = node.args
         if not isinstance(key, torch.fx.Node) or not isinstance(value, torch.fx.Node):
@@ -78,9 +80,11 @@ def _first_copy(steps: list[torch.fx.Node]) -> torch.fx.Node:
     return next((step for step in steps if memory_of(step) != memory_of(steps[0])), steps[0])
 
 
+def _on_cpu(query: torch.Tensor | None) -> bool:
+    return query is not None and query.device.type == "cpu"
+
+
 def _kernel_takes_groups(query: torch.Tensor | None) -> bool:
-    if query is None:
-        return False
-    if query.device.type == "cuda":
+    if query is not None and query.device.type == "cuda":
         return query.dtype in (torch.float16, torch.bfloat16)
-    return query.device.type == "cpu"
+    return _on_cpu(query)

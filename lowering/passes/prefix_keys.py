@@ -1,0 +1,189 @@
+"""Attend to the keys that a mask leaves, where the rest of a cache is known to be blocked.
+
+Law: a key that no query may attend to has no weight, so attention to the others is the same. If a mask is proved to say
+k <= bound with a bound that follows from data (`q + cache_position[0]` in a static cache, `lengths[b] - 1`), the keys
+behind it need not be read: a step costs what the cache holds and not what it has room for. The same for a few queries
+whose mask is data as a whole, as `generate` hands it over. How far the mask reaches is read off the mask itself, once
+for all calls that share it, at the place where the first of them reads it: neither data nor caches that are written to
+in between can make it wrong. The front is cut off alike (left padding, windows).
+
+Where a blocked value is finite (finfo.min), a row without any key is a mean over all keys; such a mask is left whole
+whenever it has such a row.
+
+Only in graphs of torch.compile (an exported program would need this package to run), on CPUs (reading the span back
+would stop a GPU; nothing of this was run on one), and for inference.
+
+Near misses: `k >= q + p`, which leaves no end to cut off, a bound that every key meets (`k <= q` in a square),
+attention that drops weights at random.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+from torch.fx.proxy import GraphAppendingTracer
+
+from ...patterns.classify import Classification
+from ...patterns.expr import Expr, Op, Sort, cells, coords
+from ...patterns.formula import format_expr
+from ...patterns.key_bounds import is_whole_prefix, key_bound
+from ...patterns.masks.template import Alignment
+from ...patterns.metadata import tensor_of
+from ...patterns.predicate import is_blocked
+from ...patterns.sizes import shape_of
+from ..result import PassResult, Refusal
+from ..span_attention import key_span, span_attention
+from .base import PassContext, Site, for_each_site, refuse, take_name
+from .sharing import Shared
+
+MOST_QUERIES = 8
+"""Queries up to which a mask of which nothing is known is searched for its last key: fewer bytes than one key has."""
+
+
+@dataclass(frozen=True)
+class Reach:
+    """How far a mask is known to reach.
+
+    Attributes:
+        unseen: the keys that can be left out, in words.
+        whole: what remains is proved to be allowed to every query, so that no mask is needed.
+    """
+
+    unseen: str
+    whole: bool = False
+
+
+class PrefixKeys:
+    """Cut keys off that no query may attend to."""
+
+    name = "prefix_keys"
+    requires = ("canonicalize", "drop_mask", "mask_to_alignment", "guard_padding", "fold_repeat_kv", "share_masks")
+
+    def run(self, context: PassContext) -> PassResult:
+        """Rewrite the calls whose mask is proved to end early, or is data for a few queries."""
+        if not context.target.span_attention:
+            return PassResult(self.name)
+        shared: Shared[fx.Node] = Shared(context.gm.graph)
+        reaches: dict[int, Reach | None] = {}
+
+        def rewrite(context: PassContext, site: Site) -> str | Refusal | None:
+            found = site.analysis.classification
+            if found is None or not site.canonical or site.action != "keep" or not _has_mask(site.node):
+                return None
+            if id(found) not in reaches:
+                reaches[id(found)] = _reach(context, found)
+            reach = reaches[id(found)]
+            if reach is None:
+                return None
+            obstacle = _obstacle(site)
+            if obstacle:
+                return refuse(site, obstacle)
+            return _rewrite(context, site, found, reach, shared)
+
+        return for_each_site(context, self.name, rewrite)
+
+
+def _has_mask(node: fx.Node) -> bool:
+    return node.kwargs.get("mask") is not None or node.kwargs.get("bias") is not None
+
+
+def _reach(context: PassContext, found: Classification) -> Reach | None:
+    """Which keys are worth leaving out; None if none."""
+    predicate = found.predicate
+    bound = key_bound(predicate, context.prover)
+    if bound is not None:
+        whole = predicate.bias is None and is_whole_prefix(predicate, bound, context.prover)
+        return Reach(f"keys k > {format_expr(bound, 60)}", whole)
+    queries, keys = (predicate.facts.extents[name] for name in ("q", "k"))
+    few = queries.is_const and keys.is_const and queries.value <= MOST_QUERIES and queries.value < keys.value
+    if few and any("k" in coords(c) for c in _data(predicate.value)):
+        return Reach("keys beyond the last one that the mask allows")
+    return None
+
+
+def _data(value: Expr) -> list[Expr]:
+    """The elements that decide what is blocked: an additive mask as a whole, or the conditions of one."""
+    if value.op is Op.CELL:
+        return [value]
+    return cells(value) if value.sort is Sort.BOOL else cells(*(c for c in _conditions(value)))
+
+
+def _conditions(value: Expr) -> list[Expr]:
+    if value.op is not Op.ITE:
+        return []
+    return [value.args[0], *(c for branch in value.args[1:] for c in _conditions(branch))]
+
+
+def _obstacle(site: Site) -> str:
+    """Why the keys cannot be cut off; empty if they can."""
+    node = site.node
+    tensors = {name: tensor_of(n) for name, n in zip(("query", "key", "value"), node.args, strict=False)}
+    query, key, value = (tensors.get(name) for name in ("query", "key", "value"))
+    mask = tensor_of(node.kwargs.get("mask", node.kwargs.get("bias")))
+    if "example_value" not in node.meta:
+        return "keys are cut off at run time in graphs of torch.compile only"
+    if query is None or key is None or value is None or mask is None:
+        return "a tensor without recorded shape"
+    if any(t.device.type != "cpu" for t in (query, key, value, mask)):
+        return "keys are cut off at run time on CPUs only"
+    if any(t.requires_grad for t in (query, key, value, mask)):
+        return "keys are cut off at run time for inference only"
+    if any(len(t.shape) != 4 for t in (query, key, value)):
+        return "query, key or value is not of rank 4"
+    if len({t.dtype for t in (query, key, value)}) > 1:
+        return "query, key and value differ in dtype"
+    if len(mask.shape) < 2 or shape_of(mask)[-1] is not shape_of(key)[-2]:
+        return "the mask has no axis of keys"
+    kwargs = node.kwargs
+    plain = kwargs.get("alignment", "none") == Alignment.NONE.value and kwargs.get("empty_rows", "zeros") == "zeros"
+    if not plain or kwargs.get("dropout_p", 0.0) != 0.0 or kwargs.get("key_lengths") is not None:
+        return "more than a mask acts on the weights"
+    scale = kwargs.get("scale")
+    return "the scale is no constant" if isinstance(scale, fx.Node) else ""
+
+
+def _rewrite(
+    context: PassContext, site: Site, found: Classification, reach: Reach, shared: Shared[fx.Node]
+) -> str | Refusal | None:
+    node, graph = site.node, context.gm.graph
+    boolean = node.kwargs.get("mask") is not None
+    mask = node.kwargs["mask" if boolean else "bias"]
+    tensor, key = tensor_of(mask), tensor_of(node.args[1])
+    if not isinstance(mask, fx.Node) or tensor is None or key is None:
+        return None
+    settings = {"boolean": boolean, **({} if boolean else _additive(found, tensor.dtype))}
+
+    def make() -> fx.Node:
+        with graph.inserting_before(node):
+            tracer = GraphAppendingTracer(graph)
+            proxy: Any = fx.Proxy(mask, tracer)
+            keys = key.shape[-2] if isinstance(key.shape[-2], int) else proxy.shape[-1]
+            made: Any = key_span(proxy, keys, **settings)
+        return made.node
+
+    # finite blocked values give a row without any key a mean over all of them, which the span then says
+    whole = reach.whole and "blocked" not in settings
+    span = shared.get(("span", mask, tuple(sorted(settings.items(), key=str))), [mask], node, make)
+    arguments = {"scale": node.kwargs.get("scale"), "enable_gqa": bool(node.kwargs.get("enable_gqa", False))}
+    with graph.inserting_before(node):
+        new = graph.call_function(span_attention, (*node.args, None if whole else mask, span), arguments)
+    new.meta = dict(node.meta)
+    node.replace_all_uses_with(new)
+    graph.erase_node(node)
+    take_name(node, new)
+    site.node, site.canonical, site.action = new, False, "banded"
+    return f"{reach.unseen} are left out at run time"
+
+
+def _additive(found: Classification, dtype: torch.dtype) -> dict[str, Any]:
+    """What an additive mask's values mean: see `key_span`."""
+    predicate = found.predicate
+    finite = [v for v in predicate.blocked if v != float("-inf")]
+    exact = predicate.bias is None
+    if not exact or not finite:
+        return {"exact": exact}
+    # everything in the mask is 0 or blocked
+    return {"exact": True, "blocked": max(finite)} if all(is_blocked(v, dtype) for v in finite) else {"exact": False}

@@ -1,0 +1,130 @@
+"""The op `attnlower::span_attention`: attention to the keys between two positions that only the run knows.
+
+    span_attention(query, key, value, mask, span, scale=None, enable_gqa=False)
+
+query (B, Hq, Q, E), key (B, Hkv, K, E), value (B, Hkv, K, Ev) give (B, Hq, Q, Ev) in query's dtype. `mask` broadcasts
+to (B, Hq, Q, K) and has K itself as its last axis; it is boolean (True = may attend) or added to the scores; None where
+all keys of the span are allowed. `span`, three integers on the CPU, is made from the mask by `key_span`: no query may
+attend to a key in front of span[0] or from span[1] on, and where span[2] is 1 nothing is blocked in between. Those keys
+have no weight, so that attention to the others is the same: it costs what the span costs, however many keys the cache
+has room for. A query that may attend to no key gives zeros, as in `scaled_dot_product_attention`.
+
+Few queries of several heads that share a key head are attended to as queries of that head: each key is then read once,
+and PyTorch's kernel multiplies matrices instead of vectors (measured on CPU, 14 query heads over 2 key heads, 256
+keys: 42 against 27 us in float32, 213 against 37 us in bfloat16).
+
+The op is for inference on CPUs, where reading the span costs nothing; on a GPU that would wait for the device.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+_MOST_ROWS = 32
+"""Queries times heads per group up to which heads are attended to as queries, for which the mask is repeated."""
+
+_LIBRARY = torch.library.Library("attnlower", "FRAGMENT")
+_LIBRARY.define(
+    "span_attention(Tensor query, Tensor key, Tensor value, Tensor? mask, Tensor span, float? scale=None, "
+    "bool enable_gqa=False) -> Tensor"
+)
+
+
+def key_span(mask: Tensor, keys: int, *, boolean: bool, blocked: float | None = None, exact: bool = False) -> Tensor:
+    """The span of the keys that some query may attend to: (start, stop, dense), int64.
+
+    Runs on tensors and, to put the same calls into a graph, on `torch.fx.Proxy`.
+
+    Args:
+        mask: (..., Q, K), boolean or additive, of rank 2 or more.
+        keys: K.
+        boolean: the mask is boolean; the rest concerns additive masks.
+        blocked: values up to this one leave no weight to a key if its row has a larger one; by default only -inf, which
+            never does.
+        exact: the mask is 0 wherever it does not block.
+
+    Returns:
+        start and stop: no key in front of the first or from the second on is allowed to any query; dense: 1 if
+        everything in between is allowed and nothing is added. If some row has no value above `blocked`, every key of it
+        may have a weight: (0, K, 0).
+    """
+    allowed = mask if boolean else mask != float("-inf") if blocked is None else mask > blocked
+    seen = allowed.flatten(0, -2).any(0)
+    if blocked is not None and not boolean:
+        seen = seen | ~allowed.any(-1).all()
+    index = torch.arange(keys, device=mask.device)
+    # a zero in front, so that there is a maximum where no key is
+    stop = F.pad(torch.where(seen, index + 1, 0), (1, 0)).amax()
+    start = stop - F.pad(torch.where(seen, stop - index, 0), (1, 0)).amax()
+    if not boolean and not exact:
+        return torch.stack([start, stop, torch.zeros_like(stop)])
+    dense = (allowed | (index < start) | (index >= stop)).all()
+    return torch.stack([start, stop, dense.to(torch.int64)])
+
+
+def _span_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    span: Tensor,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    start, stop, dense = span.tolist()
+    batch, heads, queries, _ = query.shape
+    count, groups = stop - start, key.shape[1]
+    if count <= 0 or heads == 0:
+        return _like_sdpa(query, value).zero_()
+    key, value = key.narrow(2, start, count), value.narrow(2, start, count)
+    inside = None if dense or mask is None else mask.narrow(-1, start, count)
+    rows = heads // groups * queries
+    if not enable_gqa or rows > _MOST_ROWS:
+        out = F.scaled_dot_product_attention(query, key, value, attn_mask=inside, scale=scale, enable_gqa=enable_gqa)
+        return _as_sdpa(out)
+    if inside is not None:
+        inside = _mask_of_rows(inside, heads, groups, queries)
+    grouped = query.reshape(batch, groups, rows, query.shape[-1])
+    out = F.scaled_dot_product_attention(grouped, key, value, attn_mask=inside, scale=scale)
+    return _as_sdpa(out.reshape(batch, heads, queries, value.shape[-1]))
+
+
+def _mask_of_rows(mask: Tensor, heads: int, groups: int, queries: int) -> Tensor:
+    """(B, H, Q, K), as far as broadcast, for query heads as queries of their group: (B, G, Hq // G * Q, K)."""
+    mask = mask[(None,) * (4 - mask.dim())]
+    batch, _, _, keys = mask.shape
+    if mask.shape[1] == 1 and queries == 1:
+        return mask
+    if mask.shape[1] == 1:
+        wide = mask.expand(batch, heads // groups, queries, keys)
+        return wide.reshape(batch, 1, heads // groups * queries, keys)
+    return mask.expand(batch, heads, queries, keys).reshape(batch, groups, heads // groups * queries, keys)
+
+
+def _like_sdpa(query: Tensor, value: Tensor) -> Tensor:
+    """An empty result in the memory layout of PyTorch's fused kernel: (B, Q, H, Ev), seen as (B, H, Q, Ev)."""
+    batch, heads, queries, _ = query.shape
+    return query.new_empty((batch, queries, heads, value.shape[-1])).transpose(1, 2)
+
+
+def _as_sdpa(out: Tensor) -> Tensor:
+    return out.transpose(1, 2).contiguous().transpose(1, 2)
+
+
+def _fake_span_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    span: Tensor,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    return _like_sdpa(query, value)
+
+
+_LIBRARY.impl("span_attention", _span_attention, "CPU")
+torch.library.register_fake("attnlower::span_attention", _fake_span_attention, lib=_LIBRARY)
+span_attention = torch.ops.attnlower.span_attention.default
