@@ -22,7 +22,17 @@ from .errors import (
     TensorRTError,
     VerificationError,
 )
-from .lowering import AttentionSite, Lowered, Report, explain, inductor_pass, last_report, lower
+from .lowering import (
+    AttentionSite,
+    Lowered,
+    Report,
+    VerificationReport,
+    explain,
+    inductor_pass,
+    last_report,
+    lower,
+    verify,
+)
 from .lowering.seq2seq import Seq2SeqPrograms, export_seq2seq
 
 __version__ = version("attnlower")
@@ -44,6 +54,7 @@ __all__ = [
     "TemplateError",
     "TensorRTError",
     "VerificationError",
+    "VerificationReport",
     "__version__",
     "converters",
     "explain",
@@ -51,4 +62,5 @@ __all__ = [
     "inductor_pass",
     "last_report",
     "lower",
+    "verify",
 ]

@@ -1,4 +1,4 @@
-"""The command line: `attnlower explain`, `export-seq2seq`, `generate` and `demo`."""
+"""The command line: `attnlower explain`, `verify`, `export-seq2seq`, `generate` and `demo`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,10 @@ class UsageError(AttnLowerError):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line `argv` (default: this process's). Returns the exit code: 0, or 2 where it cannot be done."""
+    """Run the command line `argv` (default: this process's). Returns the exit code.
+
+    0; 1 where a check of `verify` fails; 2 where a command cannot be carried out.
+    """
     args = build_parser().parse_args(argv)
     try:
         code: int = args.run(args)
@@ -36,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of every command; each sets `run`, a function of the parsed arguments."""
-    from . import demo, timing
+    from . import demo, timing, verify_cli
     from .lowering.seq2seq import cli as seq2seq
 
     parser = argparse.ArgumentParser(
@@ -54,6 +57,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     explain.add_argument("--html", type=Path, metavar="PATH", help="write the report with pictures of the masks, too")
     explain.set_defaults(run=run_explain)
+
+    check = "check that a model compiled with attnlower does what the eager model does"
+    verify_cli.add_arguments(commands.add_parser("verify", help=check))
 
     export = "export an encoder-decoder model as programs that generate"
     seq2seq.add_export_arguments(commands.add_parser("export-seq2seq", help=export))

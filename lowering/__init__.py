@@ -7,6 +7,7 @@ from .pipeline import PIPELINE, build_variant
 from .report import AttentionSite, Report
 from .result import Change, PassResult, Refusal
 from .targets import TARGETS, Target
+from .verify import VerificationReport, verify
 
 __all__ = [
     "PIPELINE",
@@ -18,10 +19,12 @@ __all__ = [
     "Refusal",
     "Report",
     "Target",
+    "VerificationReport",
     "attnlower_backend",
     "build_variant",
     "explain",
     "inductor_pass",
     "last_report",
     "lower",
+    "verify",
 ]

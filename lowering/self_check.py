@@ -120,7 +120,7 @@ class SelfCheck:
 
     def _note(self, apart: Difference, sites: Mapping[int, Difference]) -> None:
         self._found.calls += 1
-        self._found.output = largest([self._found.output, apart])
+        self._found.output = largest([apart, self._found.output])
         for position, there in sites.items():
             if not self._found.site or largest([self._found.at_site, there]) is there:
                 self._found.site, self._found.at_site = self._names[position], there
@@ -147,10 +147,8 @@ def _copied(variant: Variant) -> _Program:
 
 def _obstacle(args: Sequence[Any]) -> str:
     """Why a call cannot be run twice; empty if it can."""
-    for value in args:
-        if isinstance(value, torch.Tensor) and is_traceable_wrapper_subclass(value):
-            return f"an input is a {type(value).__name__}"
-    return ""
+    wrapped = [type(value).__name__ for value in args if is_traceable_wrapper_subclass(value)]
+    return f"an input is a {wrapped[0]}" if wrapped else ""
 
 
 def _copies(args: Sequence[Any]) -> list[Any]:
