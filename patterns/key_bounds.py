@@ -5,8 +5,8 @@
     |
 
 A bound says that keys from some position on may be seen by no query, and so need not be read. Near misses:
-`k >= q + p`, which bounds k from below, a bound that depends on the key itself (`k <= next[b, k]`), and bounds that every key meets
-(`k <= q` where there are as many keys as queries).
+`k >= q + p`, which bounds k from below, a bound that depends on the key itself (`k <= next[b, k]`), and bounds that
+every key meets (`k <= q` where there are as many keys as queries).
 """
 
 from __future__ import annotations

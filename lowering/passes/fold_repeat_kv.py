@@ -4,9 +4,9 @@ Law: if head h of key and value is head h // r of tensors with r times fewer hea
 is grouped-query attention over the originals (query head h uses key head h // (Hq / Hkv)); the copies need not be made.
 
 For PyTorch's own attention only where the fused kernels take grouped heads: on CPUs, and on GPUs in float16 and
-bfloat16 where no mask tensor is left. Elsewhere it would leave its fused kernels for plain arithmetic. (By the profiler,
-torch 2.13: `_scaled_dot_product_flash_attention_for_cpu` runs for grouped heads with and without a mask, boolean and
-additive, in float32, bfloat16 and float16, forward and backward.)
+bfloat16 where no mask tensor is left. Elsewhere it would leave its fused kernels for plain arithmetic. (By the
+profiler, torch 2.13: `_scaled_dot_product_flash_attention_for_cpu` runs for grouped heads with and without a mask,
+boolean and additive, in float32, bfloat16 and float16, forward and backward.)
 
 Near miss: the originals are written to between the copy and the call, such as a cache that is updated in place.
 """

@@ -122,7 +122,7 @@ def _obstacle(site: Site) -> str:
     node = site.node
     tensors = {name: tensor_of(n) for name, n in zip(("query", "key", "value"), node.args, strict=False)}
     query, key, value = (tensors.get(name) for name in ("query", "key", "value"))
-    mask = tensor_of(node.kwargs.get("mask", node.kwargs.get("bias")))
+    mask = tensor_of(node.kwargs.get("mask") or node.kwargs.get("bias"))
     if "example_value" not in node.meta:
         return "keys are cut off at run time in graphs of torch.compile only"
     if query is None or key is None or value is None or mask is None:

@@ -113,15 +113,27 @@ def test_key_and_value_must_repeat_alike(capture: str, inputs: Any, run_passes: 
     same(done.run(*args), model(*args))
 
 
-def test_a_mask_that_stays_keeps_the_copies(capture: str, inputs: Any, run_passes: Any, same: Any) -> None:
-    class Window(Grouped):
-        def forward(self, q: torch.Tensor, kv: torch.Tensor) -> torch.Tensor:
-            index = torch.arange(q.shape[2])
-            mask = (index[None, :] <= index[:, None]) & (index[None, :] > index[:, None] - 3)
-            return F.scaled_dot_product_attention(q, self.repeat(kv), self.repeat(kv), attn_mask=mask)
+class Window(Grouped):
+    """Attention in a window over repeated heads; the mask stays."""
 
+    def forward(self, q: torch.Tensor, kv: torch.Tensor) -> torch.Tensor:
+        index = torch.arange(q.shape[2])
+        mask = (index[None, :] <= index[:, None]) & (index[None, :] > index[:, None] - 3)
+        key, value = self.repeat(kv), self.repeat_value(kv * 2)
+        return F.scaled_dot_product_attention(q, key, value, attn_mask=mask)
+
+
+def test_under_a_mask_that_stays(capture: str, inputs: Any, run_passes: Any, same: Any) -> None:
     model, args = Window(by_expand), tensors(inputs)
     done = run_passes(model, args, PASSES, capture, dynamic=True)
+    assert [c.what for c in done.result("fold_repeat_kv").changes] == [f"groups of {GROUPS}"]
+    same(done.run(*args), model(*args))
+
+
+@pytest.mark.parametrize("repeat", [tiled, tiled_by_expand, picked, along_length])
+def test_near_misses_under_a_mask_stay(repeat: Repeat, inputs: Any, run_passes: Any, same: Any) -> None:
+    model, args = Window(repeat), tensors(inputs)
+    done = run_passes(model, args, PASSES, "dynamo", dynamic=False)
     assert not done.result("fold_repeat_kv").changed
     same(done.run(*args), model(*args))
 
