@@ -16,6 +16,7 @@ from .guarded import Compiled, GuardedCallable, buffer_values, checks_for, unwra
 from .history import remember
 from .logs import log, log_report, trace_graph, trace_report
 from .options import BackendOptions, parse_options
+from .passed_masks import causal_masks
 from .plan import Plan, make_plan
 from .report import Report
 from .self_check import SelfCheck
@@ -61,7 +62,7 @@ def plan_or_none(gm: fx.GraphModule, example_inputs: Sequence[Any], chosen: Back
             chosen.target,
             guard=chosen.padding == "guard",
             prover=Prover(chosen.timeout_ms),
-            buffers=buffer_values(gm, example_inputs),
+            buffers={**buffer_values(gm, example_inputs), **(causal_masks(gm) if chosen.padding == "guard" else {})},
         )
     except OptionError:
         raise

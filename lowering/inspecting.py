@@ -11,6 +11,7 @@ from torch import fx
 
 from .guarded import buffer_values
 from .history import merged
+from .passed_masks import causal_masks
 from .plan import make_plan
 from .report import Report
 from .targets import find_target
@@ -38,7 +39,8 @@ def inspector(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[...
 
     One function for all inspections: Dynamo then keeps one entry for a piece of code, not one per inspection.
     """
-    report = make_plan(gm, find_target("inductor"), buffers=buffer_values(gm, example_inputs)).report
+    known = {**buffer_values(gm, example_inputs), **causal_masks(gm)}
+    report = make_plan(gm, find_target("inductor"), buffers=known).report
 
     def run(*args: Any) -> Any:
         current: Inspection | None = getattr(_running, "inspection", None)

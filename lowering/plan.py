@@ -14,6 +14,7 @@ from ..patterns.conditions import AnyCondition, Condition, ValueCondition
 from ..patterns.constants import same_bits
 from ..patterns.metadata import buffer_label, tensor_of
 from ..patterns.prover import Prover
+from ..patterns.sizes import traced_size
 from .passes.base import PassContext, Site
 from .passes.guard_padding import guard_obstacle
 from .pipeline import Variant, build_variant
@@ -53,8 +54,8 @@ def make_plan(
         target: the backend to be served.
         guard: let the guarded variant rest on conditions on the user's inputs, such as `attention_mask.all()`.
         prover: asks the solver; a new one by default.
-        buffers: inputs of the graph that are buffers of the model, with their present values, by node name. The guarded
-            variant may rest on their keeping these values.
+        buffers: inputs of the graph that are buffers of the model, or masks passed in whole, with their present values,
+            by node name. The guarded variant may rest on their keeping these values.
     """
     prover = prover or Prover()
     analysis = analyze(gm, prover=prover)
@@ -89,7 +90,7 @@ class _BufferValues:
 
     Attributes:
         tensors: copies of their values, by node name.
-        labels: the user's names.
+        labels: what reports call them: "buffer 'bias'", "input 'attention_mask'".
     """
 
     tensors: Mapping[str, torch.Tensor]
@@ -98,7 +99,7 @@ class _BufferValues:
     @property
     def origins(self) -> dict[str, str]:
         """What reports call them."""
-        return {name: f"buffer '{label}'" for name, label in self.labels.items()}
+        return dict(self.labels)
 
     def only(self, names: Collection[str]) -> _BufferValues:
         """Those among the given names."""
@@ -112,7 +113,13 @@ class _BufferValues:
 def _buffer_values(analysis: Analysis, buffers: Mapping[str, torch.Tensor]) -> _BufferValues:
     read = {n.name: n for n in (analysis.captured.inputs.values() if analysis.captured is not None else ())}
     tensors = _copied({name: value for name, value in buffers.items() if name in read})
-    return _BufferValues(tensors, {name: buffer_label(read[name]) for name in tensors})
+    return _BufferValues(tensors, {name: f"{_word(read[name])} '{buffer_label(read[name])}'" for name in tensors})
+
+
+def _word(node: fx.Node) -> str:
+    """What an input of a Dynamo graph is: Dynamo marks the tensors that it found in modules."""
+    marked = (node.meta.get("tensor_dict") or {}).get("_dynamo_static_input_type") is not None
+    return "buffer" if marked else "input"
 
 
 def _gaining(
@@ -144,18 +151,11 @@ def _worth_checking(analysis: Analysis, relied: Mapping[str, torch.Tensor]) -> b
         query, key = tensor_of(site.call.query), tensor_of(site.call.key)
         if query is None or key is None or not any(name in relied for name in site.by_value):
             continue
-        sizes = [_traced_size(s) for s in (*query.shape[:-1], key.shape[-2])]
+        sizes = [traced_size(s) for s in (*query.shape[:-1], key.shape[-2])]
         if any(s is None for s in sizes):
             return True
         scores += math.prod(s for s in sizes if s is not None)
     return sum(t.numel() for t in relied.values()) <= _ELEMENTS_PER_SCORE * scores
-
-
-def _traced_size(size: int | torch.SymInt) -> int | None:
-    """The number that a size had in the trace; None if it had none. No guard arises."""
-    if isinstance(size, int):
-        return size
-    return int(size.node.hint) if size.node.has_hint() else None
 
 
 def _unchecked(analysis: Analysis, relied: Collection[str]) -> Analysis:

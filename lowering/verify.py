@@ -131,7 +131,7 @@ class _Verifier:
             return model(**inner)
 
         call.__code__ = call.__code__.replace()  # Dynamo counts recompilations by code object
-        options = {"target": target, "verify": _ALL_CALLS}
+        options: dict[str, Any] = {"target": target, "verify": _ALL_CALLS}
         self._compiled = torch.compile(call, backend="attnlower", options=options)
 
     def run(self) -> VerificationReport:

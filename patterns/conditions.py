@@ -50,13 +50,13 @@ class Condition:
 
 @dataclass(frozen=True, eq=False)
 class ValueCondition:
-    """An input that the user's code treats as a buffer holds what it held at compile time, bit for bit.
+    """A buffer, or a mask passed in whole, holds what it held at compile time, bit for bit.
 
     All elements are compared at every call. Nothing less is sound: a tensor's identity and version counter miss writes
     through `.data`, and a buffer may be replaced as a whole. `same_bits` says what that costs.
 
     Attributes:
-        label: the user's name of the buffer.
+        label: what reports call it: "buffer 'bias'", "input 'attention_mask'".
         node: name of the graph node that holds it.
         expected: a copy of the value it had.
     """
@@ -66,7 +66,7 @@ class ValueCondition:
     expected: torch.Tensor
 
     def __str__(self) -> str:
-        return f"buffer '{self.label}' keeps its value"
+        return f"{self.label} keeps its value"
 
     def holds(self, tensor: torch.Tensor) -> bool:
         """True if a tensor holds the expected value."""

@@ -32,6 +32,13 @@ def int_expr(value: Any) -> Expr:
     return build.const_int(value)
 
 
+def traced_size(size: int | torch.SymInt) -> int | None:
+    """The number that a size had in the trace; None if it had none. No guard arises."""
+    if isinstance(size, int):
+        return size
+    return int(size.node.hint) if size.node.has_hint() else None
+
+
 def shape_of(tensor: torch.Tensor) -> tuple[Expr, ...]:
     """The sizes of a (fake) tensor as expressions."""
     return tuple(int_expr(s) for s in tensor.shape)
