@@ -22,13 +22,16 @@ FUZZ ?=
 ZOO ?=
 # More words for the releases, such as: make zoo-releases RELEASES='--releases 4.53.* latest --models llama bart'
 RELEASES ?= --write
-# More words for the latency on TensorRT, such as: make bench-tensorrt BENCH='--models Qwen3-0.6B --rounds 9'
+# More words for the benchmarks, such as: make bench BENCH='--suite sliding --dtypes float32' or BENCH='--missing' to go on
+# where it was stopped, and for the latency on TensorRT: make bench-tensorrt BENCH='--models Qwen3-0.6B --rounds 9'
 BENCH ?=
 # More words for the demo, such as: make demo DEMO='--layers 4'
 DEMO ?=
 
 # pytest-xdist runs two workers; one thread in each keeps two cores busy and no more.
 TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TORCHINDUCTOR_COMPILE_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
+# The benchmarks take a thread per core themselves.
+BENCH_ENV := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 MYPY_ENV := MYPYPATH=$(VENV)/src-link
 
 define CHECK_PYTHON
@@ -48,7 +51,7 @@ if missing:
 endef
 export CHECK_PYTHON
 
-.PHONY: help venv lint format test fuzz zoo zoo-releases wheel-check sdist docs demo demo-quick bench-save bench-tensorrt readme-tables clean
+.PHONY: help venv lint format test fuzz zoo zoo-releases wheel-check sdist docs demo demo-quick bench bench-quick bench-page bench-save bench-tensorrt readme-tables clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -105,13 +108,26 @@ sdist: venv ## build the sdist and the wheel into dist/
 
 docs: venv ## draw the documentation's pictures and graphs anew and build the site into site/, warnings are errors
 	$(BIN)/python docs/tools/draw.py
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 demo: venv ## the main job: eager, Inductor, attnlower and a hand-made oracle side by side at 4096 tokens (a few minutes)
 	$(BIN)/attnlower demo $(DEMO)
 
 demo-quick: venv ## the same, cut down to less than a minute
 	$(BIN)/attnlower demo --quick $(DEMO)
+
+$(VENV)/.bench: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
+	@touch $@
+
+bench: $(VENV)/.bench ## every benchmark beside eager, torch.compile and what one writes by hand (about 40 minutes on two idle cores)
+	PYTHONPATH=bench $(BENCH_ENV) $(BIN)/python -W ignore -m attnbench --page bench/README.md $(BENCH)
+
+bench-quick: $(VENV)/.bench ## a few small rows of each benchmark (a few minutes); results in .venv/bench-quick
+	PYTHONPATH=bench $(BENCH_ENV) $(BIN)/python -W ignore -m attnbench --quick --dtypes float32 --output $(VENV)/bench-quick/results --page $(VENV)/bench-quick/README.md $(BENCH)
+
+bench-page: $(VENV)/.bench ## write bench/README.md and its plots from bench/results/
+	PYTHONPATH=bench $(BIN)/python -W ignore -m attnbench --report --page bench/README.md
 
 bench-save: venv ## run the demo in float32 and in bfloat16 and keep its JSON in bench/results/
 	mkdir -p bench/results
