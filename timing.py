@@ -68,12 +68,15 @@ def alternate(
     variants: Mapping[str, Callable[[], object]],
     rounds: int,
     on_round: Callable[[int], None] = lambda index: None,
+    measure: Callable[[Callable[[], object]], float] | None = None,
 ) -> Rounds:
     """Call every variant once per round, each round starting with the next variant, and time each call.
 
-    Warm-up (compilation) is the caller's. `on_round(index)` is told as each round begins.
-    Python's cyclic garbage is collected between calls and not during them.
+    Warm-up (compilation) is the caller's. `on_round(index)` is told as each round begins. `measure` makes a call and
+    gives its seconds: by default the wall-clock time. Python's cyclic garbage is collected between calls and not during
+    them.
     """
+    measure = seconds_of if measure is None else measure
     names = list(variants)
     seconds: dict[str, list[float]] = {name: [] for name in names}
     was_enabled = gc.isenabled()
@@ -84,7 +87,7 @@ def alternate(
             shift = index % len(names)
             for name in names[shift:] + names[:shift]:
                 gc.collect()
-                seconds[name].append(seconds_of(variants[name]))
+                seconds[name].append(measure(variants[name]))
     finally:
         if was_enabled:
             gc.enable()

@@ -1,0 +1,152 @@
+"""What attnlower adds to compilation, for models of 2 to 80 layers, beside Inductor's own time on the same graph.
+
+A narrow Qwen2, captured once per number of layers; Inductor compiles attnlower's result cold, with empty caches. Where
+the time goes is told by cProfile in a run of its own: it gives shares only, since profiling slows Python down.
+There is no physical limit here: Inductor's time is the yardstick.
+"""
+
+from __future__ import annotations
+
+import cProfile
+import gc
+import pstats
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import fx
+
+import attnlower
+from attnlower import timing
+from attnlower.lowering.plan import make_plan
+from attnlower.lowering.targets import find_target
+from attnlower.patterns.analyze import analyze
+from attnlower.patterns.prover import Prover
+
+from .. import models
+from ..comparison import Tell
+from ..limits import Peak
+from ..settings import Settings
+from .base import Case
+
+LAYERS = (2, 8, 24, 48, 80)
+ROOT = Path(attnlower.__file__).parent
+STAGES = {
+    "find and read": ("patterns/analyze.py", "analyze"),
+    "trace the masks": ("patterns/capture.py", "capture_masks"),
+    "classify": ("patterns/classify.py", "classify"),
+    "copy graphs": ("lowering/copying.py", "copy_graph_module"),
+    "build variants": ("lowering/pipeline.py", "build_variant"),
+    "write code": ("graph_module.py", "recompile"),
+    "report": ("lowering/report.py", "build_report"),
+}
+"""Functions whose cumulative share is told, by the end of their file's name; some contain others."""
+
+
+@dataclass(frozen=True)
+class CompileTime:
+    """The suite of what compilation costs."""
+
+    name: str = "compile_time"
+    title: str = "attnlower's passes beside Inductor's cold compilation of the result; narrow Qwen2 of 2 to 80 layers."
+    axis: str = "layers"
+
+    def cases(self, settings: Settings) -> list[Case]:
+        """Numbers of layers; `--lengths` are numbers of layers here."""
+        return [{"layers": n} for n in settings.lengths or ((2, 8) if settings.quick else LAYERS)]
+
+    def run(self, case: Case, settings: Settings, peak: Peak, tell: Tell) -> dict[str, Any]:
+        """Measure one number of layers."""
+        layers = int(case["layers"])
+        tell(f"capturing {layers} layers")
+        graph, inputs = captured(layers, settings.device)
+        target = find_target("inductor")
+
+        def passes() -> Any:
+            return make_plan(graph, target, prover=Prover())
+
+        plan = passes()  # the first call imports z3 and traces torch's own decompositions
+        tell(f"{layers} layers: attnlower's passes")
+        rounds = settings.rounds or (3 if settings.quick else 7)
+        both = timing.alternate({"passes": passes, "analysis": lambda: analyze(graph, prover=Prover())}, rounds)
+        tell(f"{layers} layers: profile")
+        stages = profile(passes)
+        tell(f"{layers} layers: Inductor")
+        seconds = inductor_seconds(plan, inputs)
+        return {
+            "rounds": rounds,
+            "passes": {"seconds": list(both.seconds["passes"]), "spread": both.spread("passes").to_dict()},
+            "analysis": {"seconds": list(both.seconds["analysis"]), "spread": both.spread("analysis").to_dict()},
+            "inductor_seconds": seconds,
+            "share_of_inductor": both.spread("passes").median / seconds,
+            "nodes": len(graph.graph.nodes),
+            "sites": len(plan.report.sites),
+            "actions": sorted({site.action for site in plan.report.sites}),
+            "stages": stages,
+            "refused": {},
+        }
+
+
+def captured(layers: int, device: torch.device) -> tuple[fx.GraphModule, list[Any]]:
+    """The Dynamo graph of a narrow Qwen2 called with an attention mask of all ones, and its example inputs."""
+    fields = {
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "tie_word_embeddings": True,
+    }
+    model = models.build(models.Widths("narrow", "qwen2", layers, fields), torch.float32, device)
+    found: list[tuple[fx.GraphModule, list[Any]]] = []
+
+    def backend(gm: fx.GraphModule, example_inputs: list[Any]) -> Callable[..., Any]:
+        found.append((gm, example_inputs))
+        return gm.forward
+
+    ids = torch.randint(3, models.VOCABULARY, (1, 512), device=device)
+    torch._dynamo.reset()
+    torch.compile(model, backend=backend, dynamic=False)(input_ids=ids, attention_mask=ids > 0, use_cache=False)
+    ((graph, inputs),) = found
+    return graph, inputs
+
+
+def inductor_seconds(plan: Any, inputs: list[Any]) -> float:
+    """The seconds that Inductor takes to compile what attnlower made of a graph, with empty caches."""
+    from torch._guards import TracingContext, tracing
+    from torch._inductor.compile_fx import compile_fx
+    from torch._inductor.utils import fresh_cache
+
+    program = (plan.guarded or plan.general).gm
+    modes = (t.fake_mode for t in inputs if hasattr(t, "fake_mode"))
+    context = TracingContext(next(modes, None))
+    gc.collect()
+    with fresh_cache(), tracing(context):
+        start = time.perf_counter()
+        compile_fx(program, inputs)
+        return time.perf_counter() - start
+
+
+def profile(passes: Callable[[], Any]) -> list[dict[str, Any]]:
+    """The stages' shares of the passes' time, and the functions of attnlower and torch that take most themselves."""
+    profiler = cProfile.Profile()
+    profiler.runcall(passes)
+    stats = pstats.Stats(profiler).stats  # type: ignore[attr-defined]
+    total = sum(entry[2] for entry in stats.values())
+    rows = [
+        {"stage": stage, "share": entry[3] / total, "calls": entry[0]}
+        for stage, (end, function) in STAGES.items()
+        for (path, _, name), entry in stats.items()
+        if name == function and path.endswith(end)
+    ]
+    own = sorted(stats.items(), key=lambda item: -item[1][2])[:8]
+    rows += [
+        {"stage": f"itself: {Path(path).name}:{name}", "share": entry[2] / total, "calls": entry[0]}
+        for (path, _, name), entry in own
+    ]
+    return rows
+
+
+COMPILE_TIME = CompileTime()
