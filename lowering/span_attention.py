@@ -13,6 +13,8 @@ Few queries of several heads that share a key head are attended to as queries of
 and PyTorch's kernel multiplies matrices instead of vectors (measured on CPU, 14 query heads over 2 key heads, 256
 keys: 42 against 27 us in float32, 213 against 37 us in bfloat16).
 
+A single query in bfloat16 is asked twice: that way PyTorch's kernel takes 143 us instead of 446 (8 heads, 1024 keys).
+
 The op is for inference on CPUs, where reading the span costs nothing; on a GPU that would wait for the device.
 """
 
@@ -81,6 +83,10 @@ def _span_attention(
     key, value = key.narrow(2, start, count), value.narrow(2, start, count)
     inside = None if dense or mask is None else mask.narrow(-1, start, count)
     rows = heads // groups * queries
+    if not enable_gqa and queries == 1 and query.dtype is torch.bfloat16:
+        query = query.expand(-1, -1, 2, -1)
+        out = F.scaled_dot_product_attention(query, key, value, attn_mask=inside, scale=scale)
+        return _as_sdpa(out[:, :, :1])
     if not enable_gqa or rows > _MOST_ROWS:
         out = F.scaled_dot_product_attention(query, key, value, attn_mask=inside, scale=scale, enable_gqa=enable_gqa)
         return _as_sdpa(out)
