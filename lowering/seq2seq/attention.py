@@ -43,7 +43,10 @@ def shared_source_attention(
     bias = kwargs.pop("position_bias", None)
     if bias is not None and getattr(module, "has_relative_attention_bias", True):
         kwargs["position_bias"] = bias.unsqueeze(2).expand(-1, -1, beams, -1, -1).flatten(2, 3)
-    # else it is T5's cross-attention, which is handed zeros
+    elif bias is not None:
+        # T5's cross-attention is handed zeros. They count where a source is padded altogether: what is masked gets the
+        # least finite number then, so such a row attends to everything evenly.
+        kwargs["position_bias"] = bias.new_zeros(1)
     output, _ = sdpa_attention_forward(module, folded, key, value, attention_mask, is_causal=False, **kwargs)
     # (B, G * T, H, D), the rows of a source one after the other
     return output.unflatten(1, (beams, length)).flatten(0, 1), None

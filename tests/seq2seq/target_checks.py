@@ -24,6 +24,19 @@ CASES = (
 )
 """Sources, positions, side of the padding, beams."""
 
+MORE_CASES = tuple(
+    (batch, length, padding, beams)
+    for beams in (1, 4)
+    for batch, length, padding in (
+        *((rows, 24 - 3 * rows, "right") for rows in (1, 2, 3, 4)),
+        *((rows, 5 + 4 * rows, "left") for rows in (2, 3, 4)),
+        *((rows, 9, "right") for rows in (2, 3, 4)),
+        (4, 2, "none"),
+        (3, 24, "right"),
+    )
+)
+"""Twelve greedy batches and twelve with four beams, each from another seed; most of unequal lengths."""
+
 TOLERANCE = 5e-4
 """Other kernels round otherwise, and the weights are sharp on purpose: eager in float32 is off by as much as 1e-4 from
 itself in float64."""

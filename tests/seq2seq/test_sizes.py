@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from seq2seq_recipes import EOS, PAD, Exported, assert_close, assert_same, redraw
+from target_checks import CASES, assert_generates
 from transformers import BartConfig, BartForConditionalGeneration, T5Config, T5ForConditionalGeneration
 
 from attnlower.lowering.seq2seq import export_seq2seq
@@ -41,3 +42,18 @@ def test_tokens_are_those_of_the_model(build: Any) -> None:
         alone = pair.programs.session(source[2:, : int(mask[2].sum())]).decode(wanted[2:3])
         padded = pair.programs.session(source[2:], mask[2:]).decode(wanted[2:3])
     assert_close(padded, alone, 3e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.extended
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("target", ("eager", "inductor", "executorch"))
+@pytest.mark.parametrize("build", (t5_small, bart_base))
+def test_tokens_on_a_target_are_those_of_the_model(build: Any, target: str) -> None:
+    if target == "executorch":
+        pytest.importorskip("executorch.exir")
+    model = build().eval()
+    redraw(model, 1)
+    programs = export_seq2seq(model, batch_size=4, max_source_len=24, max_target_len=16, max_beams=4)
+    pair = Exported(build.__name__, model, programs)
+    assert_generates(pair, programs.compile(target), (*CASES, (4, 20, "right", 1), (4, 20, "right", 4)))

@@ -13,6 +13,8 @@ import torch
 from seq2seq_recipes import RECIPES as RECIPES_BY_NAME
 from seq2seq_recipes import Exported, build, each
 from target_checks import (
+    CASES,
+    MORE_CASES,
     assert_decodes,
     assert_first_results_stay,
     assert_forgotten_writes_are_found,
@@ -50,13 +52,13 @@ def test_the_runtime_generates_the_same(pair: Exported, executorch: Any, made: l
     pair.programs.save(tmp_path)
     compiled = pair.programs.compile("executorch", folder=tmp_path)
     assert len(made) == 3
-    assert_generates(pair, compiled)
+    assert_generates(pair, compiled, MORE_CASES)
     assert_decodes(pair, compiled)
     assert_first_results_stay_for_text(pair, compiled)
     assert_forgotten_writes_are_found(pair, compiled)
     again = Seq2SeqPrograms.load(tmp_path).compile("executorch", folder=tmp_path)
     assert len(made) == 3, "the files are there"
-    assert_generates(pair, again)
+    assert_generates(pair, again, CASES[4:6])
 
 
 def assert_first_results_stay_for_text(pair: Exported, compiled: Seq2SeqPrograms) -> None:

@@ -20,6 +20,7 @@ from ....errors import BackendError
 from ..runtime import Runtime
 from .fingerprint import fingerprint
 from .inputs import InputForm, fitted, input_forms
+from .packing import inductor_options
 
 if TYPE_CHECKING:
     from ..programs import Seq2SeqPrograms
@@ -37,11 +38,13 @@ def compile_with_aot_inductor(programs: Seq2SeqPrograms, folder: str | Path | No
         folder: where `encoder.aoti.pt2`, `prefill.aoti.pt2` and `step.aoti.pt2` are written; made if it is not there.
             Packages in it that were made from these very programs, on this kind of device and with these options, are
             used as they are. Without one they are kept as long as the runtime.
-        options: Inductor's.
+        options: Inductor's. On the CPU `freezing` is True by default, which packs the weights.
 
     Raises:
+        OptionError: for an option that Inductor does not have.
         BackendError: if something in them cannot be compiled; the cause is attached.
     """
+    options = inductor_options(programs, options)
     kept = tempfile.TemporaryDirectory(prefix="attnlower-") if folder is None else None
     path = Path(kept.name if kept is not None else str(folder))
     path.mkdir(parents=True, exist_ok=True)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,6 +14,7 @@ from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from ..runtime import Runtime
+from .packing import inductor_options
 
 if TYPE_CHECKING:
     from ..programs import Seq2SeqPrograms
@@ -20,10 +23,16 @@ if TYPE_CHECKING:
 def compile_with_inductor(programs: Seq2SeqPrograms, **options: Any) -> Runtime:
     """Compile each program for all the sizes it is good for; the first call of each compiles it.
 
+    On the CPU the weights are packed as they are at that call: a later change of the model is not seen.
+
     Args:
         programs: the programs.
-        options: Inductor's.
+        options: Inductor's. On the CPU `freezing` is True by default, which packs the weights, in copies.
+
+    Raises:
+        OptionError: for an option that Inductor does not have.
     """
+    options = inductor_options(programs, options)
     parts = {name: CompiledProgram(program, options) for name, program in programs.programs.items()}
     return Runtime("inductor", parts["encoder"], parts["prefill"], parts["step"])
 
@@ -55,8 +64,8 @@ def _compiled(program: ExportedProgram, options: Mapping[str, Any]) -> Callable[
     inputs = [n.meta["val"] for n in flat.graph.nodes if n.op == "placeholder"]
     guards = _guards_of(inputs)
     before = len(guards)
-    with torch.no_grad():
-        artifact: Any = torch._inductor.standalone_compile(flat, inputs, options=dict(options))
+    with torch.no_grad(), _unsaved():
+        artifact: Any = torch._inductor.standalone_compile(flat, inputs, options={"config_patches": dict(options)})
     if len(guards) > before:
         module = program.module(check_guards=False)
         checked: Callable[..., Any] = torch.compile(module, dynamic=True, options=dict(options) or None)
@@ -67,6 +76,18 @@ def _compiled(program: ExportedProgram, options: Mapping[str, Any]) -> Callable[
         return pytree.tree_unflatten(artifact(*pytree.tree_leaves(args)), spec)
 
     return run
+
+
+@contextmanager
+def _unsaved() -> Iterator[None]:
+    """Within it nothing is said about artifacts with packed weights, which cannot be saved: they are not to be."""
+    log = logging.getLogger("torch._inductor.standalone_compile")
+    before = log.disabled
+    log.disabled = True
+    try:
+        yield
+    finally:
+        log.disabled = before
 
 
 def flat_module(program: ExportedProgram) -> fx.GraphModule:
