@@ -4,7 +4,7 @@ Shapes are handed in, as they are recorded on the operands; no op is run on fake
 comparing sizes would add guards. A size that is needed at run time is an int where it is static, a node that already
 holds that size, or a new `aten.sym_size.int`.
 
-Only for ATen graphs, whose nodes carry `meta["val"]`.
+What is recorded goes where the graph keeps it: `meta["val"]`, or `meta["example_value"]` in a graph from Dynamo.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import fx
 
 from ...errors import LegalizeError
 from ...patterns.expr import Expr
-from ...patterns.metadata import tensor_of
+from ...patterns.metadata import tensor_of, value_of
 from ...patterns.sizes import int_expr, shape_env_of
 
 Size = int | torch.SymInt
@@ -55,7 +55,7 @@ class SizeNodes:
 
     def add(self, node: fx.Node) -> None:
         """Take note of a node if it holds a size."""
-        value = node.meta.get("val")
+        value = value_of(node)
         if isinstance(value, torch.SymInt):
             self._nodes.setdefault(int_expr(value), []).append(node)
 
@@ -84,6 +84,7 @@ class Emitter:
         if recorded is None:
             raise LegalizeError(f"node '{serving.name}' has no meta['val']; run FakeTensorProp on the graph")
         self._recorded = recorded
+        self._key = "example_value" if "example_value" in serving.meta else "val"
 
     @property
     def device(self) -> torch.device:
@@ -110,7 +111,7 @@ class Emitter:
         takes_dtype = any(a.name == "dtype" and a.kwarg_only for a in target._schema.arguments)
         named = {**({"dtype": dtype} if takes_dtype else {}), **kwargs}
         node = self._insert(target, args, named)
-        node.meta["val"] = fake_of_shape(self._recorded, shape, dtype)
+        node.meta[self._key] = fake_of_shape(self._recorded, shape, dtype)
         return node
 
     def first_of(
@@ -125,9 +126,9 @@ class Emitter:
             dtypes: the dtypes of its results.
         """
         several = self._insert(target, args, {})
-        several.meta["val"] = tuple(fake_of_shape(self._recorded, shape, dtype) for dtype in dtypes)
+        several.meta[self._key] = tuple(fake_of_shape(self._recorded, shape, dtype) for dtype in dtypes)
         first = self._insert(operator.getitem, (several, 0), {})
-        first.meta["val"] = several.meta["val"][0]
+        first.meta[self._key] = several.meta[self._key][0]
         return first
 
     def size(self, tensor: fx.Node, dim: int) -> int | fx.Node:
@@ -146,7 +147,25 @@ class Emitter:
         found = self._sizes.before(size, self._before)
         if found is None:
             found = self._insert(torch.ops.aten.sym_size.int, (tensor, dim % recorded.dim()), {})
-            found.meta["val"] = size
+            found.meta[self._key] = size
+            self._sizes.add(found)
+        return found
+
+    def integer(self, function: Callable[..., Any], *args: int | fx.Node) -> int | fx.Node:
+        """Arithmetic on sizes: an int if it is static, else a node that holds it.
+
+        Args:
+            function: of `operator`: add, sub, mul or floordiv.
+            args: ints, and nodes that hold integers.
+        """
+        value = function(*(value_of(a) if isinstance(a, fx.Node) else a for a in args))
+        static = static_size(value)
+        if static is not None:
+            return static
+        found = self._sizes.before(value, self._before)
+        if found is None:
+            found = self._insert(function, args, {})
+            found.meta[self._key] = value
             self._sizes.add(found)
         return found
 

@@ -33,37 +33,39 @@ class FoldRepeatKV:
     def run(self, context: PassContext) -> PassResult:
         """Rewrite the canonical calls whose key and value repeat their heads alike."""
         writes = Writes(context.gm.graph)
-        return for_each_site(context, self.name, lambda context, site: self._rewrite(context, site, writes))
+        return for_each_site(context, self.name, lambda context, site: fold_heads(context, site, writes))
 
-    def _rewrite(self, context: PassContext, site: Site, writes: Writes) -> str | Refusal | None:
-        node = site.node
-        native = context.target.native_groups or site.emit is not None
-        if not site.canonical or node.kwargs.get("enable_gqa") or len(node.args) != 3:
-            return None
-        masked = node.kwargs.get("mask") is not None or node.kwargs.get("bias") is not None
-        if masked and not native and not _on_cpu(tensor_of(node.args[0])):
-            return None
-        query, key, value = node.args
-        if not isinstance(key, torch.fx.Node) or not isinstance(value, torch.fx.Node):
-            return None
-        keys, values = repeated_heads(key), repeated_heads(value)
-        if keys is None or values is None or keys.groups == 1:
-            return None
-        if keys.groups != values.groups:
-            return refuse(site, "key and value heads are repeated differently")
-        if not context.target.grouped_heads:
-            return refuse(site, f"target '{context.target.name}' does not take grouped heads")
-        if not native and not _kernel_takes_groups(tensor_of(query)):
-            return refuse(site, "no fused kernel for this device and dtype takes grouped heads")
-        for copies, base in ((key, keys.base), (value, values.base)):
-            steps = _steps(copies, base)
-            if writes.may_change(steps, _first_copy(steps), node):
-                return refuse(site, f"'{base.name}' or its copies may be written to before this call", base.name)
-        node.args = (query, keys.base, values.base)
-        node.kwargs = {**node.kwargs, "enable_gqa": True}
-        for old in (key, value):
-            erase_if_dead(context.gm.graph, old)
-        return f"groups of {keys.groups}"
+
+def fold_heads(context: PassContext, site: Site, writes: Writes) -> str | Refusal | None:
+    """Let one canonical call read the key and value heads as they are; what was done, a refusal, or None."""
+    node = site.node
+    native = context.target.native_groups or site.emit is not None
+    if not site.canonical or node.kwargs.get("enable_gqa") or len(node.args) != 3:
+        return None
+    masked = node.kwargs.get("mask") is not None or node.kwargs.get("bias") is not None
+    if masked and not native and not _on_cpu(tensor_of(node.args[0])):
+        return None
+    query, key, value = node.args
+    if not isinstance(key, torch.fx.Node) or not isinstance(value, torch.fx.Node):
+        return None
+    keys, values = repeated_heads(key), repeated_heads(value)
+    if keys is None or values is None or keys.groups == 1:
+        return None
+    if keys.groups != values.groups:
+        return refuse(site, "key and value heads are repeated differently")
+    if not context.target.grouped_heads:
+        return refuse(site, f"target '{context.target.name}' does not take grouped heads")
+    if not native and not _kernel_takes_groups(tensor_of(query)):
+        return refuse(site, "no fused kernel for this device and dtype takes grouped heads")
+    for copies, base in ((key, keys.base), (value, values.base)):
+        steps = _steps(copies, base)
+        if writes.may_change(steps, _first_copy(steps), node):
+            return refuse(site, f"'{base.name}' or its copies may be written to before this call", base.name)
+    node.args = (query, keys.base, values.base)
+    node.kwargs = {**node.kwargs, "enable_gqa": True}
+    for old in (key, value):
+        erase_if_dead(context.gm.graph, old)
+    return f"groups of {keys.groups}"
 
 
 def _steps(copies: torch.fx.Node, base: torch.fx.Node) -> list[torch.fx.Node]:
