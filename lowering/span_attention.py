@@ -1,13 +1,22 @@
-"""The op `attnlower::span_attention`: attention to the keys between two positions that only the run knows.
+"""The ops `attnlower::span_attention` and `attnlower::key_span`: attention to keys that only the run knows.
 
     span_attention(query, key, value, mask, span, scale=None, enable_gqa=False)
 
 query (B, Hq, Q, E), key (B, Hkv, K, E), value (B, Hkv, K, Ev) give (B, Hq, Q, Ev) in query's dtype. `mask` broadcasts
 to (B, Hq, Q, K) and has K itself as its last axis; it is boolean (True = may attend) or added to the scores; None where
-all keys of the span are allowed. `span`, three integers on the CPU, is made from the mask by `key_span`: no query may
-attend to a key in front of span[0] or from span[1] on, and where span[2] is 1 nothing is blocked in between. Those keys
-have no weight, so that attention to the others is the same: it costs what the span costs, however many keys the cache
-has room for. A query that may attend to no key gives zeros, as in `scaled_dot_product_attention`.
+all keys of the span are allowed. `span` (3,), integers on the CPU, says that no query may attend to a key in front of
+span[0] or from span[1] on, which may lie beyond the last key, and where span[2] is 1 that nothing is blocked and
+nothing added in between. Those keys have no weight, so that attention to the others is the same: it costs what the span
+costs, however many keys the cache has room for. A query that may attend to no key gives zeros, as in
+`scaled_dot_product_attention`.
+
+    key_span(mask, blocked=None, exact=False)
+
+The span of a mask (..., Q, K), boolean or additive, of rank 2 or more; int64. Of an additive mask: values up to
+`blocked` leave no weight to a key if its row has a larger one (by default only -inf, which never does), and with `exact`
+the mask is 0 wherever it does not block. If some row has no value above `blocked`, every key of it may have a weight:
+(0, K, 0).
+It is one op and not a reduction for the compiler to fuse: its threads would take longer than the search.
 
 Few queries of several heads that share a key head are attended to as queries of that head: each key is then read once,
 and PyTorch's kernel multiplies matrices instead of vectors (measured on CPU, 14 query heads over 2 key heads, 256
@@ -28,42 +37,30 @@ _MOST_ROWS = 32
 """Queries times heads per group up to which heads are attended to as queries, for which the mask is repeated."""
 
 _LIBRARY = torch.library.Library("attnlower", "FRAGMENT")
+_LIBRARY.define("key_span(Tensor mask, float? blocked=None, bool exact=False) -> Tensor")
 _LIBRARY.define(
     "span_attention(Tensor query, Tensor key, Tensor value, Tensor? mask, Tensor span, float? scale=None, "
     "bool enable_gqa=False) -> Tensor"
 )
 
 
-def key_span(mask: Tensor, keys: int, *, boolean: bool, blocked: float | None = None, exact: bool = False) -> Tensor:
-    """The span of the keys that some query may attend to: (start, stop, dense), int64.
-
-    Runs on tensors and, to put the same calls into a graph, on `torch.fx.Proxy`.
-
-    Args:
-        mask: (..., Q, K), boolean or additive, of rank 2 or more.
-        keys: K.
-        boolean: the mask is boolean; the rest concerns additive masks.
-        blocked: values up to this one leave no weight to a key if its row has a larger one; by default only -inf, which
-            never does.
-        exact: the mask is 0 wherever it does not block.
-
-    Returns:
-        start and stop: no key in front of the first or from the second on is allowed to any query; dense: 1 if
-        everything in between is allowed and nothing is added. If some row has no value above `blocked`, every key of it
-        may have a weight: (0, K, 0).
-    """
+def _key_span(mask: Tensor, blocked: float | None = None, exact: bool = False) -> Tensor:
+    keys = mask.shape[-1]
+    boolean = mask.dtype is torch.bool
     allowed = mask if boolean else mask != float("-inf") if blocked is None else mask > blocked
     seen = allowed.flatten(0, -2).any(0)
-    if blocked is not None and not boolean:
-        seen = seen | ~allowed.any(-1).all()
-    index = torch.arange(keys, device=mask.device)
-    # a zero in front, so that there is a maximum where no key is
-    stop = F.pad(torch.where(seen, index + 1, 0), (1, 0)).amax()
-    start = stop - F.pad(torch.where(seen, stop - index, 0), (1, 0)).amax()
-    if not boolean and not exact:
-        return torch.stack([start, stop, torch.zeros_like(stop)])
-    dense = (allowed | (index < start) | (index >= stop)).all()
-    return torch.stack([start, stop, dense.to(torch.int64)])
+    if blocked is not None and not boolean and not bool(allowed.any(-1).all()):
+        return torch.tensor([0, keys, 0])
+    found = seen.nonzero()
+    if not len(found):
+        return torch.tensor([0, 0, 1])
+    start, stop = int(found[0]), int(found[-1]) + 1
+    dense = (boolean or exact) and bool(allowed[..., start:stop].all())
+    return torch.tensor([start, stop, int(dense)])
+
+
+def _fake_key_span(mask: Tensor, blocked: float | None = None, exact: bool = False) -> Tensor:
+    return mask.new_empty(3, dtype=torch.int64)
 
 
 def _span_attention(
@@ -77,7 +74,8 @@ def _span_attention(
 ) -> Tensor:
     start, stop, dense = span.tolist()
     batch, heads, queries, _ = query.shape
-    count, groups = stop - start, key.shape[1]
+    start, groups = max(start, 0), key.shape[1]
+    count = min(stop, key.shape[2]) - start
     if count <= 0 or heads == 0:
         return _like_sdpa(query, value).zero_()
     key, value = key.narrow(2, start, count), value.narrow(2, start, count)
@@ -131,6 +129,9 @@ def _fake_span_attention(
     return _like_sdpa(query, value)
 
 
+_LIBRARY.impl("key_span", _key_span, "CPU")
 _LIBRARY.impl("span_attention", _span_attention, "CPU")
+torch.library.register_fake("attnlower::key_span", _fake_key_span, lib=_LIBRARY)
 torch.library.register_fake("attnlower::span_attention", _fake_span_attention, lib=_LIBRARY)
+key_span = torch.ops.attnlower.key_span.default
 span_attention = torch.ops.attnlower.span_attention.default

@@ -39,7 +39,7 @@ def key_bound(predicate: Predicate, prover: Prover) -> Expr | None:
     if keys is None:
         return None
     for bound in _candidates(predicate.allowed):
-        reaches_the_end = build.le(build.sub(keys, build.ONE), _largest(bound, predicate.facts))
+        reaches_the_end = build.le(build.sub(keys, build.ONE), largest(bound, predicate.facts))
         if predicate.facts.decide(reaches_the_end) or prover.holds(reaches_the_end, predicate.facts):
             continue
         if prover.holds(build.or_(build.not_(predicate.allowed), build.le(K, bound)), predicate.facts):
@@ -50,6 +50,11 @@ def key_bound(predicate: Predicate, prover: Prover) -> Expr | None:
 def is_whole_prefix(predicate: Predicate, bound: Expr, prover: Prover) -> bool:
     """True if every query is proved to see all keys up to a bound, the same for all of them, and no others."""
     return not coords(bound) and prover.holds(build.iff(predicate.allowed, build.le(K, bound)), predicate.facts)
+
+
+def bounds_below(allowed: Expr) -> bool:
+    """True if a formula may block keys in front of others, as a window does."""
+    return any(build.linear_parts(e.args[0])[1].get(K, 0) < 0 for e in walk(allowed) if e.op in (Op.LE0, Op.EQ0))
 
 
 def _candidates(allowed: Expr) -> Iterator[Expr]:
@@ -66,7 +71,7 @@ def _candidates(allowed: Expr) -> Iterator[Expr]:
     yield from list(found)[:_MOST_CANDIDATES]
 
 
-def _largest(bound: Expr, facts: Facts) -> Expr:
+def largest(bound: Expr, facts: Facts) -> Expr:
     """The bound with each coordinate at the end of its axis that makes it largest, for those that enter linearly."""
     constant, terms = build.linear_parts(bound)
     total = build.const_int(constant)

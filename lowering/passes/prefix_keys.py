@@ -3,9 +3,9 @@
 Law: a key that no query may attend to has no weight, so attention to the others is the same. If a mask is proved to say
 k <= bound with a bound that follows from data (`q + cache_position[0]` in a static cache, `lengths[b] - 1`), the keys
 behind it need not be read: a step costs what the cache holds and not what it has room for. The same for a few queries
-whose mask is data as a whole, as `generate` hands it over. How far the mask reaches is read off the mask itself, once
-for all calls that share it, at the place where the first of them reads it: neither data nor caches that are written to
-in between can make it wrong. The front is cut off alike (left padding, windows).
+whose mask is data as a whole, as `generate` hands it over. How far the mask reaches is computed once for all calls that
+share it: from the numbers in the proved bound, where the mask is made, or else by a look at the mask itself, which also
+finds what is blocked at the front (left padding, windows).
 
 Where a blocked value is finite (finfo.min), a row without any key is a mean over all keys; such a mask is left whole
 whenever it has such a row.
@@ -19,17 +19,18 @@ attention that drops weights at random.
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import fx
-from torch.fx.proxy import GraphAppendingTracer
 
+from ...patterns import build
 from ...patterns.classify import Classification
 from ...patterns.expr import Expr, Op, Sort, cells, coords
 from ...patterns.formula import format_expr
-from ...patterns.key_bounds import is_whole_prefix, key_bound
+from ...patterns.key_bounds import bounds_below, is_whole_prefix, key_bound, largest
 from ...patterns.masks.template import Alignment
 from ...patterns.metadata import tensor_of
 from ...patterns.predicate import is_blocked
@@ -49,10 +50,12 @@ class Reach:
 
     Attributes:
         unseen: the keys that can be left out, in words.
+        bound: the last key that a query may see, if that is proved.
         whole: what remains is proved to be allowed to every query, so that no mask is needed.
     """
 
     unseen: str
+    bound: Expr | None = None
     whole: bool = False
 
 
@@ -96,7 +99,7 @@ def _reach(context: PassContext, found: Classification) -> Reach | None:
     bound = key_bound(predicate, context.prover)
     if bound is not None:
         whole = predicate.bias is None and is_whole_prefix(predicate, bound, context.prover)
-        return Reach(f"keys k > {format_expr(bound, 60)}", whole)
+        return Reach(f"keys k > {format_expr(bound, 60)}", bound, whole)
     queries, keys = (predicate.facts.extents[name] for name in ("q", "k"))
     few = queries.is_const and keys.is_const and queries.value <= MOST_QUERIES and queries.value < keys.value
     if few and any("k" in coords(c) for c in _data(predicate.value)):
@@ -151,22 +154,22 @@ def _rewrite(
     node, graph = site.node, context.gm.graph
     boolean = node.kwargs.get("mask") is not None
     mask = node.kwargs["mask" if boolean else "bias"]
-    tensor, key = tensor_of(mask), tensor_of(node.args[1])
-    if not isinstance(mask, fx.Node) or tensor is None or key is None:
+    tensor = tensor_of(mask)
+    if not isinstance(mask, fx.Node) or tensor is None:
         return None
-    settings = {"boolean": boolean, **({} if boolean else _additive(found, tensor.dtype))}
+    settings = {} if boolean else _additive(found, tensor.dtype)
+    # finite blocked values give a row without any key a mean over all of them, which only a look at the mask tells
+    bound = reach.bound if boolean or (settings.get("exact") and "blocked" not in settings) else None
+    whole = bound is not None and reach.whole
 
     def make() -> fx.Node:
+        computed = _span_of_bound(context, mask, found, bound, whole, shared) if bound is not None else None
+        if computed is not None:
+            return computed
         with graph.inserting_before(node):
-            tracer = GraphAppendingTracer(graph)
-            proxy: Any = fx.Proxy(mask, tracer)
-            keys = key.shape[-2] if isinstance(key.shape[-2], int) else proxy.shape[-1]
-            made: Any = key_span(proxy, keys, **settings)
-        return made.node
+            return graph.call_function(key_span, (mask,), settings)
 
-    # finite blocked values give a row without any key a mean over all of them, which the span then says
-    whole = reach.whole and "blocked" not in settings
-    span = shared.get(("span", mask, tuple(sorted(settings.items(), key=str))), [mask], node, make)
+    span = shared.get(("span", mask, whole, tuple(settings.items())), [mask], node, make)
     arguments = {"scale": node.kwargs.get("scale"), "enable_gqa": bool(node.kwargs.get("enable_gqa", False))}
     with graph.inserting_before(node):
         new = graph.call_function(span_attention, (*node.args, None if whole else mask, span), arguments)
@@ -176,6 +179,41 @@ def _rewrite(
     take_name(node, new)
     site.node, site.canonical, site.action = new, False, "banded"
     return f"{reach.unseen} are left out at run time"
+
+
+def _span_of_bound(
+    context: PassContext, mask: fx.Node, found: Classification, bound: Expr, whole: bool, shared: Shared[fx.Node]
+) -> fx.Node | None:
+    """The span computed from the few numbers that the bound is made of, where the mask is; None if that cannot be.
+
+    Each number is an element of an input that nothing writes to before the mask is made, so that it is the one that the
+    mask was made with.
+    """
+    constant, terms = build.linear_parts(largest(bound, found.predicate.facts))
+    inputs = {n.name: n for n in context.gm.graph.nodes if n.op == "placeholder"}
+    read: list[tuple[fx.Node, tuple[int, ...], int]] = []
+    for atom, factor in terms.items():
+        source = inputs.get(atom.payload.node) if atom.op is Op.CELL and atom.payload.is_input else None
+        tensor = tensor_of(source)
+        if source is None or tensor is None or len(tensor.shape) != len(atom.args):
+            return None
+        if tensor.dtype not in (torch.int32, torch.int64) or any(not i.is_const for i in atom.args):
+            return None
+        if mask.op == "placeholder" or shared.may_change([source], source, mask):
+            return None
+        read.append((source, tuple(int(i.value) for i in atom.args), factor))
+    if not read or bounds_below(found.predicate.allowed):
+        return None
+    graph = context.gm.graph
+    with graph.inserting_before(mask):
+        total: fx.Node | int = constant + 1
+        for source, index, factor in read:
+            number = graph.call_function(operator.getitem, (source, index)) if index else source
+            number = graph.call_method("to", (number, torch.int64))
+            number = number if factor == 1 else graph.call_function(operator.mul, (number, factor))
+            total = graph.call_function(operator.add, (number, total))
+        first, dense = (graph.call_function(torch.full_like, (total, value)) for value in (0, int(whole)))
+        return graph.call_function(torch.stack, ([first, total, dense],))
 
 
 def _additive(found: Classification, dtype: torch.dtype) -> dict[str, Any]:

@@ -228,7 +228,7 @@ def test_the_span_of_a_mask() -> None:
         mask = torch.tensor([[c == "#" for c in row] for row in rows])
         if more.pop("additive", False):
             mask = torch.where(mask, 0.0, more.get("blocked", float("-inf")))
-        return key_span(mask, mask.shape[-1], boolean=mask.dtype is torch.bool, **more).tolist()
+        return key_span(mask, **more).tolist()
 
     low = torch.finfo(torch.float32).min
     assert span("..##..", "..###.") == [2, 5, 0]
@@ -240,7 +240,7 @@ def test_the_span_of_a_mask() -> None:
     assert span(".##...", additive=True) == [1, 3, 0]
     assert span(".##...", additive=True, exact=True, blocked=low) == [1, 3, 1]
     assert span(".##...", "......", additive=True, exact=True, blocked=low) == [0, 6, 0]
-    assert key_span(torch.ones(1, 0, dtype=torch.bool), 0, boolean=True).tolist() == [0, 0, 1]
+    assert key_span(torch.ones(1, 0, dtype=torch.bool)).tolist() == [0, 0, 1]
 
 
 @pytest.mark.parametrize("queries", [1, 2, 20])
@@ -253,7 +253,7 @@ def test_the_op_against_dense_attention(queries: int, heads: int, dtype: torch.d
         mask[..., 7:] = False
         mask[..., 0] = False
         mask[..., 3] = True
-        span = key_span(mask, 10, boolean=True)
+        span = key_span(mask)
         wanted = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True)
         found = span_attention(q, k, v, mask, span, None, heads != 4)
         assert found.dtype is dtype
@@ -265,3 +265,4 @@ def test_the_op_says_what_it_returns() -> None:
     mask = torch.ones(2, 1, 1, 10, dtype=torch.bool)
     torch.library.opcheck(span_attention, (q, k, k, mask, torch.tensor([2, 7, 0]), None, True))
     torch.library.opcheck(span_attention, (q, k, k, None, torch.tensor([4, 4, 1]), 0.3, True))
+    torch.library.opcheck(key_span, (mask, None, False))
