@@ -21,6 +21,7 @@ from .aliasing import op_name
 from .expr import Expr
 from .metadata import tensor_of
 from .reader import wrap_dim
+from .reshapes import RESHAPES
 from .sizes import shape_of
 
 _HEADS = 1
@@ -47,7 +48,7 @@ def repeated_heads(node: fx.Node) -> RepeatedHeads | None:
         return None
     if op_name(node) == "repeat_interleave":
         return _interleaved(node, shape)
-    if op_name(node) in ("reshape", "view", "_unsafe_view", "_reshape_copy", "view_copy"):
+    if op_name(node) in RESHAPES:
         return _expanded(node, shape)
     return None
 

@@ -15,14 +15,12 @@ from torch import fx
 from ..aliasing import op_name
 from ..expr import Expr
 from ..metadata import tensor_of
+from ..reshapes import EXPANSIONS, RESHAPES
 from ..sizes import shape_of
 
 Lead = tuple[Expr, Expr]
 """The sizes of the batch and of the head axis."""
 
-_RESHAPES = frozenset(
-    {"view", "reshape", "_unsafe_view", "flatten", "unflatten", "view_as", "reshape_as", "view_copy", "_reshape_copy"}
-)
 _KEEPING = frozenset({"contiguous", "clone", "alias"})
 
 
@@ -44,14 +42,14 @@ def fold_of(node: object) -> tuple[Fold, Lead | None] | None:
         return None
     name = op_name(node)
     before, after = tensor_of(node.args[0]), tensor_of(node)
-    if name not in _RESHAPES | {"expand", "expand_as", "expand_copy"} or before is None or after is None:
+    if name not in RESHAPES | EXPANSIONS or before is None or after is None:
         return None
     if before.dtype != after.dtype:  # x.view(torch.int32) reads the bits anew
         return None
     old, new = shape_of(before), shape_of(after)
     if old == new:
         return Fold.SAME, None
-    if name not in _RESHAPES:
+    if name not in RESHAPES:
         return None
     if len(old) == 4 and len(new) == 3 and old[2:] == new[1:]:
         return Fold.MERGE, (old[0], old[1])

@@ -13,6 +13,7 @@ from .. import build
 from ..aliasing import op_name
 from ..metadata import tensor_of
 from ..predicate import is_blocked
+from ..reshapes import EXPANSIONS, RESHAPES
 from ..sizes import shape_of
 from .folding import Fold, Lead, fold_of
 from .record import MaskTerm, TermMode
@@ -26,11 +27,7 @@ _FACTORS = frozenset(
 )
 _ADDITIONS = frozenset({"add", "__add__", "iadd", "add_"})
 _FLOORS = frozenset({"max", "maximum", "clamp", "clip", "clamp_min"})
-VIEWS = frozenset({"view", "reshape", "_unsafe_view", "flatten", "unflatten", "expand", "view_as", "reshape_as"}) | {
-    "view_copy",
-    "_reshape_copy",
-    "expand_copy",
-}
+VIEWS = RESHAPES | EXPANSIONS
 _CONSTANT_STEPS = frozenset({"lift_fresh_copy", "detach", "detach_", "clone", "alias"})
 
 

@@ -19,7 +19,7 @@ NEEDS_TRANSFORMERS = {"README.md", "tutorial.md"}
 
 
 def title(page: Path) -> str:
-    return page.relative_to(pages.ROOT).as_posix()
+    return page.relative_to(pages.ROOT).as_posix() if page.is_relative_to(pages.ROOT) else page.name
 
 
 def kinds(page: Path) -> set[str]:

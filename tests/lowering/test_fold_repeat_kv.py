@@ -31,6 +31,11 @@ def by_unsqueeze(x: torch.Tensor) -> torch.Tensor:
     return wide.view(batch, heads * GROUPS, length, width)
 
 
+def by_flatten(x: torch.Tensor) -> torch.Tensor:
+    batch, heads, length, width = x.shape
+    return x[:, :, None].expand(batch, heads, GROUPS, length, width).flatten(1, 2)
+
+
 def by_repeat_interleave(x: torch.Tensor) -> torch.Tensor:
     return x.repeat_interleave(GROUPS, dim=1)
 
@@ -44,6 +49,12 @@ def tiled_by_expand(x: torch.Tensor) -> torch.Tensor:
     """Near miss: the copies stand in front of the heads."""
     batch, heads, length, width = x.shape
     return x[:, None].expand(batch, GROUPS, heads, length, width).reshape(batch, heads * GROUPS, length, width)
+
+
+def tiled_by_flatten(x: torch.Tensor) -> torch.Tensor:
+    """Near miss: likewise."""
+    batch, heads, length, width = x.shape
+    return x[:, None].expand(batch, GROUPS, heads, length, width).flatten(1, 2)
 
 
 def picked(x: torch.Tensor) -> torch.Tensor:
@@ -81,7 +92,7 @@ def attention_nodes(gm: fx.GraphModule) -> list[fx.Node]:
     return [n for n in gm.graph.nodes if n.target is torch.ops.attnlower.attention.default]
 
 
-@pytest.mark.parametrize("repeat", [by_expand, by_unsqueeze, by_repeat_interleave])
+@pytest.mark.parametrize("repeat", [by_expand, by_unsqueeze, by_flatten, by_repeat_interleave])
 @pytest.mark.parametrize("mask", [True, False])
 def test_repeated_heads_fold(
     repeat: Repeat, mask: bool, capture: str, dynamic: bool, inputs: Any, run_passes: Any, same: Any
@@ -98,7 +109,7 @@ def test_repeated_heads_fold(
         same(done.run(*shorter), model(*shorter))
 
 
-@pytest.mark.parametrize("repeat", [tiled, tiled_by_expand, picked, along_length])
+@pytest.mark.parametrize("repeat", [tiled, tiled_by_expand, tiled_by_flatten, picked, along_length])
 def test_near_misses_stay(repeat: Repeat, capture: str, dynamic: bool, inputs: Any, run_passes: Any, same: Any) -> None:
     model, args = Grouped(repeat), tensors(inputs)
     done = run_passes(model, args, PASSES, capture, dynamic)
@@ -130,7 +141,7 @@ def test_under_a_mask_that_stays(capture: str, inputs: Any, run_passes: Any, sam
     same(done.run(*args), model(*args))
 
 
-@pytest.mark.parametrize("repeat", [tiled, tiled_by_expand, picked, along_length])
+@pytest.mark.parametrize("repeat", [tiled, tiled_by_expand, tiled_by_flatten, picked, along_length])
 def test_near_misses_under_a_mask_stay(repeat: Repeat, inputs: Any, run_passes: Any, same: Any) -> None:
     model, args = Window(repeat), tensors(inputs)
     done = run_passes(model, args, PASSES, "dynamo", dynamic=False)
