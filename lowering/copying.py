@@ -7,6 +7,7 @@ import types
 
 import torch
 from torch import fx
+from torch.fx._lazy_graph_module import _LazyGraphModule
 
 
 def copy_graph_module(gm: fx.GraphModule) -> tuple[fx.GraphModule, dict[fx.Node, fx.Node]]:
@@ -25,7 +26,7 @@ def copy_graph_module(gm: fx.GraphModule) -> tuple[fx.GraphModule, dict[fx.Node,
             if name.startswith("_dynamo") and not hasattr(new_node, name):
                 object.__setattr__(new_node, name, value)
     graph.set_codegen(copy.copy(gm.graph._codegen))
-    new = fx.GraphModule(gm, graph, class_name=type(gm).__name__)
+    new = _class_for(gm)(gm, graph, class_name=type(gm).__name__)
     new.meta = dict(gm.meta)
     _copy_module_state(gm, new)
     # Dynamo and export keep facts about the module in plain attributes; Inductor reads some of them.
@@ -35,6 +36,11 @@ def copy_graph_module(gm: fx.GraphModule) -> tuple[fx.GraphModule, dict[fx.Node,
         own_method = isinstance(fact, types.MethodType) and fact.__self__ is gm
         object.__setattr__(new, name, types.MethodType(fact.__func__, new) if own_method else fact)
     return new, nodes
+
+
+def _class_for(gm: fx.GraphModule) -> type[fx.GraphModule]:
+    """Dynamo's modules write their Python code when it is first run, which Inductor never does; so do their copies."""
+    return _LazyGraphModule if isinstance(gm, _LazyGraphModule) else fx.GraphModule
 
 
 def restore_graph(gm: fx.GraphModule, graph: fx.Graph) -> None:

@@ -60,6 +60,8 @@ def written_tensors(node: fx.Node) -> list[fx.Node]:
     if node.kwargs.get("inplace") is True:
         writes.append(node.args[0] if node.args else node.kwargs.get("input"))
     writes.append(node.kwargs.get("out"))
+    if all(w is None for w in writes):  # of nearly every node, and walking a tree takes its time
+        return []
     return [w for w in tree_leaves(writes) if isinstance(w, fx.Node)]
 
 

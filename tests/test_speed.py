@@ -12,6 +12,8 @@ import torch
 from torch import fx
 
 import attnlower
+from attnlower.lowering.plan import make_plan
+from attnlower.lowering.targets import find_target
 from attnlower.patterns import Prover, analyze
 
 pytestmark = pytest.mark.xdist_group("speed")
@@ -102,6 +104,22 @@ def test_reading_and_proving_a_deep_model(captured: Captured, padded: bool) -> N
 def test_a_further_layer_costs_little(captured: Captured) -> None:
     shallow, deep = milliseconds(captured(8), captured(48))
     assert (deep - shallow) / 40 < LAYER_MS
+
+
+def test_the_passes_write_no_python_code(captured: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dynamo's graphs write their code when they are run as they are, which Inductor never does; their copies too."""
+    graph = captured(2)
+    written: list[fx.Graph] = []
+    write = fx.Graph.python_code
+
+    def noting(self: fx.Graph, *args: Any, **kwargs: Any) -> Any:
+        written.append(self)
+        return write(self, *args, **kwargs)
+
+    monkeypatch.setattr(fx.Graph, "python_code", noting)
+    plan = make_plan(graph, find_target("inductor"))
+    assert not [g for g in written if g in (plan.general.gm.graph, plan.guarded.gm.graph)]
+    assert "scaled_dot_product_attention" in plan.guarded.gm.code
 
 
 def test_a_mask_is_proved_once_for_all_layers(captured: Captured) -> None:
