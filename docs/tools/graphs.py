@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import svg
@@ -17,6 +17,7 @@ from attnlower.lowering.passes.base import Pass
 from attnlower.lowering.pipeline import Variant, build_variant, pipeline_for
 from attnlower.lowering.targets import TARGETS
 from attnlower.patterns import analyze
+from attnlower.patterns.aliasing import op_name
 from attnlower.patterns.calls.canonical import canonical_arguments, is_canonical
 from attnlower.patterns.conditions import parse_conditions
 from attnlower.patterns.metadata import value_of
@@ -35,6 +36,8 @@ class Example:
         assume: a condition on the inputs.
         dynamic: sizes that the program leaves open, by input: names of axes.
         sizes: integer inputs, by name.
+        dynamo: captured as torch.compile does, without gradients.
+        settings: of the target, other than its own.
     """
 
     function: Callable[..., Any]
@@ -43,6 +46,8 @@ class Example:
     assume: str = ""
     dynamic: Mapping[str, Mapping[int, Any]] = field(default_factory=dict)
     sizes: Mapping[str, int] = field(default_factory=dict)
+    dynamo: bool = False
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 def _heads(count: int = 2, length: int = 8, width: int = 4) -> tuple[int, ...]:
@@ -105,6 +110,12 @@ def by_length(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, lengths: torch.
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None, None, :])
 
 
+def cached(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
+    """A step of a decoder: one query over a cache of 16 places, of which the first ones are filled."""
+    mask = torch.arange(16)[None, :] <= position[:, None]
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+
+
 def canonical_lengths(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
     """The canonical op, asked for lengths."""
     return torch.ops.attnlower.attention(q, k, v, key_lengths=lengths)
@@ -112,7 +123,7 @@ def canonical_lengths(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, lengths
 
 def sized(x: torch.Tensor, length: int) -> torch.Tensor:
     """A program that is handed a size beside its tensor, as Dynamo makes them."""
-    heads = x.view(2, length, 2, 4).transpose(1, 2)
+    heads = x.view(2, length, 3, 4).transpose(1, 2)
     return F.scaled_dot_product_attention(heads, heads, heads)
 
 
@@ -137,6 +148,7 @@ def additive(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
 FLAGS = torch.ones(1, 8, dtype=torch.bool)
 LENGTHS = torch.tensor([5, 8])
 PAIR = dict.fromkeys("qkv", (2, 2, 8, 4))
+CACHED = {"position": torch.tensor([5]), "q": _heads(length=1), "k": _heads(length=16), "v": _heads(length=16)}
 ANY = torch.export.Dim.AUTO
 
 EXAMPLES: Mapping[str, Example] = {
@@ -146,6 +158,7 @@ EXAMPLES: Mapping[str, Example] = {
     "guard_padding": Example(padded, {**QKV, "attention_mask": FLAGS}, assume="attention_mask.all()"),
     "fold_repeat_kv": Example(repeated, {**QKV, "q": _heads(4)}),
     "share_masks": Example(twice, QKV),
+    "prefix_keys": Example(cached, CACHED, "inductor", dynamo=True),
     "legalize": Example(plain(causal), QKV),
     "explicit_scale": Example(unmasked, QKV, "executorch"),
     "attention_rank": Example(unmasked, dict.fromkeys("qkv", (2, 8, 4)), "executorch"),
@@ -156,7 +169,7 @@ EXAMPLES: Mapping[str, Example] = {
     "decompose_attention": Example(unmasked, QKV, "executorch"),
     "key_lengths": Example(by_length, {**PAIR, "lengths": LENGTHS}, "tensorrt"),
     "lengths_as_masks": Example(canonical_lengths, {**PAIR, "lengths": LENGTHS}, "executorch"),
-    "size_inputs": Example(sized, {"x": (2, 8, 8)}, "tensorrt", sizes={"length": 8}),
+    "size_inputs": Example(sized, {"x": (2, 8, 12)}, "tensorrt", sizes={"length": 8}),
     "static_dims": Example(projected, {"x": (2, 8, 8)}, "tensorrt", dynamic={"x": {0: ANY, 1: ANY}}),
 }
 
@@ -181,11 +194,30 @@ class Program(torch.nn.Module):
 def captured(example: Example) -> fx.GraphModule:
     """An example as an ATen graph."""
     inputs = tensors_of(example)
+    if example.dynamo:
+        return from_dynamo(example.function, inputs)
     if example.sizes:
         return make_fx(example.function, tracing_mode="symbolic")(*inputs.values(), *example.sizes.values())
     open_sizes = {n: dict(example.dynamic[n]) if n in example.dynamic else None for n in inputs}
     shapes = (open_sizes,) if example.dynamic else None
     return torch.export.export(Program(example.function), (inputs,), dynamic_shapes=shapes).graph_module
+
+
+def from_dynamo(function: Callable[..., Any], inputs: Mapping[str, torch.Tensor]) -> fx.GraphModule:
+    """The graph that torch.compile hands to its backend, its inputs in the order of `inputs`."""
+    found: list[fx.GraphModule] = []
+
+    def keep(gm: fx.GraphModule, example_inputs: Any) -> Callable[..., Any]:
+        found.append(gm)
+        return gm.forward
+
+    torch._dynamo.reset()
+    with torch.no_grad():
+        torch.compile(function, backend=keep)(**inputs)
+    names = [n.name.strip("_").removeprefix("l_") for n in found[0].graph.nodes if n.op == "placeholder"]
+    if names != list(inputs):
+        raise ValueError(f"the graph takes {names}; name the example's inputs in this order")
+    return found[0]
 
 
 def before_and_after(name: str) -> tuple[Variant, Variant]:
@@ -195,15 +227,16 @@ def before_and_after(name: str) -> tuple[Variant, Variant]:
         ValueError: if the pass changed nothing.
     """
     example = EXAMPLES[name]
-    target = TARGETS[example.target]
+    target = replace(TARGETS[example.target], **example.settings)
     gm = captured(example)
     placeholders = {n.name.removeprefix("inputs_"): n.name for n in gm.graph.nodes if n.op == "placeholder"}
     assumed = parse_conditions([example.assume], placeholders) if example.assume else ()
     passes: tuple[Pass, ...] = pipeline_for(target)
     position = [p.name for p in passes].index(name)
     analysis = analyze(gm)
-    earlier = build_variant(gm, analysis, target, assumed, passes[:position])
-    later = build_variant(gm, analysis, target, assumed, passes[: position + 1])
+    with torch.no_grad():
+        earlier = build_variant(gm, analysis, target, assumed, passes[:position])
+        later = build_variant(gm, analysis, target, assumed, passes[: position + 1])
     if not later.results[-1].changed:
         raise ValueError(f"{name} changes nothing in its example: {later.results[-1]}")
     return earlier, later
@@ -217,7 +250,7 @@ STROKE = {"input": "#b5bfcc", "op": "#e0a53a", "attention": "#2563c8"}
 
 def kind_of(node: fx.Node) -> str:
     """How a node is coloured."""
-    if node.op != "call_function":
+    if node.op == "placeholder":
         return "input"
     return "attention" if "attention" in str(node.target) else "op"
 
@@ -229,14 +262,17 @@ def words_of(node: fx.Node) -> list[str]:
         "" if not isinstance(value, torch.Tensor) else f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
     )
     if node.op == "placeholder":
-        return [node.name.removeprefix("inputs_"), kind]
-    op = str(node.target).removeprefix("aten.").partition(".default")[0].replace("attnlower.", "attnlower::")
-    op = op if "::" in op else op.partition(".")[0]
+        return [node.name.removeprefix("inputs_").removeprefix("l_").rstrip("_"), kind]
+    own = "attnlower::" if str(node.target).startswith("attnlower.") else ""
     named = canonical_arguments(node) if is_canonical(node) else node.kwargs
-    settings = [] if is_canonical(node) else [_shown(a) for a in node.args if not isinstance(a, fx.Node)]
+    settings = [] if is_canonical(node) else [_shown(a) for a in node.args if a is not None and not _nodes_in(a)]
     settings += [f"{k}={_shown(v)}" for k, v in named.items() if _is_setting(k, v)]
     settings += [f"{k}=..." for k, v in named.items() if isinstance(v, fx.Node) and k not in ("query", "key", "value")]
-    return [op, *([", ".join(settings)] if settings else []), *([kind] if kind else [])]
+    return [own + op_name(node), *([", ".join(settings)] if settings else []), *([kind] if kind else [])]
+
+
+def _nodes_in(value: Any) -> bool:
+    return any(isinstance(v, fx.Node) for v in (value if isinstance(value, (list, tuple)) else [value]))
 
 
 def _is_setting(name: str, value: Any) -> bool:
@@ -248,20 +284,22 @@ def _is_setting(name: str, value: Any) -> bool:
 
 
 def _shown(value: Any) -> str:
+    if value == slice(None):
+        return ":"
     if isinstance(value, (list, tuple)):
         return f"[{', '.join(_shown(v) for v in value)}]"
     return value.name if isinstance(value, fx.Node) else str(round(value, 4) if isinstance(value, float) else value)
 
 
 def layers_of(graph: fx.Graph) -> list[list[fx.Node]]:
-    """The nodes in rows, each as near to its users as can be; inputs that nothing reads are left out."""
+    """The nodes in rows, each as near to its users as can be; what nothing reads is left out."""
     rank: dict[fx.Node, int] = {}
     for node in reversed(list(graph.nodes)):
         if node.op == "output":
             continue
-        below = [rank[u] for u in node.users if u in rank]
-        if below or node.op != "placeholder":
-            rank[node] = max(below, default=-1) + 1
+        below = [-1 if u.op == "output" else rank[u] for u in node.users if u.op == "output" or u in rank]
+        if below:
+            rank[node] = max(below) + 1
     rows: list[list[fx.Node]] = [[] for _ in range(max(rank.values()) + 1)]
     for node in graph.nodes:
         if node in rank:
