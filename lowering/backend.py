@@ -135,15 +135,17 @@ def _lazy_general(plan: Plan, gm: fx.GraphModule, chosen: BackendOptions) -> Cal
     """Compile the general variant when it is needed.
 
     By then Dynamo has fixed the guards of the graph, so compiling in its context could rest on sizes nobody checks. The
-    variant goes through torch.compile again and gets guards of its own.
+    variant goes through torch.compile again and gets guards of its own. Dynamo reads no flex_attention that it did not
+    write itself: a variant that has some is made anew, from what Dynamo makes of the untouched graph.
     """
-    program = plan.general.gm if plan.general.changed else gm
+    anew = any(site.emit is not None for site in plan.general.sites)
+    program = plan.general.gm if plan.general.changed and not anew else gm
     if chosen.target.compile is run_as_it_is:
         return lambda: program.forward
     dynamic = any(n.op == "placeholder" and isinstance(_recorded(n), torch.SymInt) for n in gm.graph.nodes)
 
     def compiler(graph: fx.GraphModule, example_inputs: Sequence[Any]) -> Compiled:
-        return _compile(graph, example_inputs, chosen)
+        return _compile(_general_of(graph, chosen) if anew else graph, example_inputs, chosen)
 
     def make() -> Compiled:
         unwrapped, floats = unwrap_floats(program)
@@ -158,6 +160,17 @@ def _lazy_general(plan: Plan, gm: fx.GraphModule, chosen: BackendOptions) -> Cal
         return run
 
     return make
+
+
+def _general_of(graph: fx.GraphModule, chosen: BackendOptions) -> fx.GraphModule:
+    """A graph lowered for every input; the graph itself after an internal error (unless `strict`)."""
+    try:
+        return make_plan(graph, chosen.target, guard=False, prover=Prover(chosen.timeout_ms)).general.gm
+    except Exception as error:
+        if chosen.strict:
+            raise
+        log.info("left a general variant untouched after an internal error (%s: %s)", type(error).__name__, error)
+        return graph
 
 
 def _recorded(node: fx.Node) -> Any:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..errors import OptionError
 from ..patterns.prover import DEFAULT_TIMEOUT_MS
+from .banded.choice import CHOICES
 from .target import Target
 from .targets import find_target
 
 PADDING_MODES = ("guard", "keep")
-OWN_OPTIONS = ("target", "padding", "strict", "timeout_ms", "verify")
+OWN_OPTIONS = ("target", "padding", "strict", "timeout_ms", "verify", "banded")
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,8 @@ class BackendOptions:
     """What the backend was asked to do.
 
     Attributes:
-        target: the backend behind attnlower: "inductor" (default), "eager" or "tensorrt".
+        target: the backend behind attnlower: "inductor" (default), "eager" or "tensorrt"; with its way of computing
+            attention under banded masks, from option "banded": "auto" (default), "flex", "local" or "dense".
         padding: "guard" (default) checks padding masks at every call and runs the faster graph when nothing is padded;
             "keep" leaves them as they are.
         strict: raise internal errors and do not fall back to the untouched graph.
@@ -51,7 +53,7 @@ def parse_options(options: Mapping[str, Any] | None, mode: str | None = None) ->
         TensorRTError: if the target is "tensorrt", options are given for it, and it is missing.
     """
     given = dict(options or {})
-    target = find_target(given.pop("target", "inductor"))
+    target = with_banded(find_target(given.pop("target", "inductor")), given.pop("banded", None))
     padding = given.pop("padding", "guard")
     if padding not in PADDING_MODES:
         raise OptionError(f"option 'padding' is one of {list(PADDING_MODES)}, not {padding!r}")
@@ -62,6 +64,19 @@ def parse_options(options: Mapping[str, Any] | None, mode: str | None = None) ->
     verify = _checked_calls(given.pop("verify", 0))
     compiler = {**_mode_options(mode, target), **_compiler_options(given, target)}
     return BackendOptions(target, padding, strict, timeout, verify=verify, compiler=compiler)
+
+
+def with_banded(target: Target, banded: object) -> Target:
+    """The target with this way of computing attention under banded masks; with its own for None.
+
+    Raises:
+        OptionError: for a way that there is not.
+    """
+    if banded is None:
+        return target
+    if not isinstance(banded, str) or banded not in CHOICES:
+        raise OptionError(f"option 'banded' is one of {list(CHOICES)}, not {banded!r}")
+    return replace(target, banded=banded)
 
 
 def checked_timeout(timeout: object) -> int:

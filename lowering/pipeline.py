@@ -10,7 +10,17 @@ from ..errors import AttnLowerError
 from ..patterns.analyze import Analysis
 from ..patterns.conditions import AnyCondition
 from .copying import copy_graph_module, restore_graph
-from .passes import Canonicalize, DropMask, FoldRepeatKV, GuardPadding, Legalize, MaskToAlignment, PrefixKeys, ShareMasks
+from .passes import (
+    Banded,
+    Canonicalize,
+    DropMask,
+    FoldRepeatKV,
+    GuardPadding,
+    Legalize,
+    MaskToAlignment,
+    PrefixKeys,
+    ShareMasks,
+)
 from .passes.base import Pass, PassContext, Site
 from .result import PassResult
 from .target import Target
@@ -20,11 +30,14 @@ PIPELINE: tuple[Pass, ...] = (
     DropMask(),
     MaskToAlignment(),
     GuardPadding(),
+    Banded(),
     FoldRepeatKV(),
     ShareMasks(),
     PrefixKeys(),
     Legalize(),
 )
+
+_REWRITES = frozenset(p.name for p in PIPELINE) - {"canonicalize", "legalize"}
 
 
 def pipeline_for(target: Target) -> tuple[Pass, ...]:
@@ -49,9 +62,8 @@ class Variant:
 
     @property
     def changed(self) -> bool:
-        """True if a mask was dropped, replaced or shared, or repeated heads were folded."""
-        rewrites = ("drop_mask", "mask_to_alignment", "guard_padding", "fold_repeat_kv", "share_masks", "prefix_keys")
-        return any(r.changed for r in self.results if r.name in rewrites)
+        """True if a mask was dropped, replaced or shared, attention cut to blocks or keys, or repeated heads folded."""
+        return any(r.changed for r in self.results if r.name in _REWRITES)
 
 
 def check_order(passes: tuple[Pass, ...]) -> None:

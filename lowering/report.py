@@ -195,7 +195,7 @@ def build_report(
         assumptions: what the caller vouched for.
     """
     refusals = {(r.module, r.node): r.reason for p in passes for r in p.refusals}
-    cut = {(c.module, c.node): c.what for p in passes if p.name == "prefix_keys" for c in p.changes}
+    cut = {(c.module, c.node): c.what for p in passes if p.name in ("banded", "prefix_keys") for c in p.changes}
     written_out = {(c.module, c.node): c.what for p in passes if p.name == "decompose_attention" for c in p.changes}
     sites = tuple(
         _with_more(_site(found, general[i], guarded[i] if guarded is not None else None, refusals), written_out, cut)

@@ -43,6 +43,8 @@ class Target:
         native_groups: takes them without copying, whatever the mask, device and dtype; else only where PyTorch's fused
             kernels do.
         explicit_alignment: its causal mask starts from the corner that the alignment names, also when Q and K differ.
+        flex: compiles flex_attention in a graph of torch.compile.
+        banded: how attention under a mask that leaves whole blocks out is computed: "auto", "flex", "local" or "dense".
         span_attention: runs `attnlower::span_attention` from a graph of torch.compile.
         nan_rows: takes calls in which a query without any key gives NaN, as in a plain softmax (`empty_rows="nan"`).
         compile: compiles a Dynamo graph for torch.compile, given (fake) inputs and the compiler's own options.
@@ -60,6 +62,8 @@ class Target:
     emit: Emitter | None
     native_groups: bool = False
     explicit_alignment: bool = False
+    flex: bool = False
+    banded: str = "auto"
     span_attention: bool = False
     nan_rows: bool = False
     compile: Compiler = run_as_it_is

@@ -95,8 +95,9 @@ class _Evaluator:
                 tensor = self._tensors.get(expr.payload.label)
                 if tensor is None:
                     raise EvaluationError(f"no tensor for '{expr.payload.label}'")
-                if tensor.dim() != len(args):  # an unread tensor may have another rank at size 1 (squeeze)
-                    raise EvaluationError(f"'{expr.payload.label}' has {tensor.dim()} axes, not {len(args)}")
+                if tensor.dim() != len(args) or not tensor.numel():
+                    # an unread tensor may have another shape at size 1 (squeeze, slices)
+                    raise EvaluationError(f"'{expr.payload.label}' has the shape {tuple(tensor.shape)}")
                 tensor = tensor.to(_HELD_AS[expr.sort])
                 # Indices out of range belong to the branch of a choice that is not taken.
                 return tensor[tuple(a.clamp(0, s - 1) for a, s in zip(args, tensor.shape, strict=True))]

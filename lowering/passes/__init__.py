@@ -1,5 +1,6 @@
 """Passes, one per file. Each states the law it relies on and what must have run before it."""
 
+from .banded import Banded
 from .canonicalize import Canonicalize
 from .drop_mask import DropMask
 from .fold_repeat_kv import FoldRepeatKV
@@ -10,6 +11,7 @@ from .prefix_keys import PrefixKeys
 from .share_masks import ShareMasks
 
 __all__ = [
+    "Banded",
     "Canonicalize",
     "DropMask",
     "FoldRepeatKV",

@@ -30,8 +30,10 @@ class Site:
         analysis: what its mask means, from the graph as it was given.
         node: the call's node in this graph: the spelling found, or the canonical call once there is one.
         canonical: True once the node is a call of `attnlower::attention`.
-        action: what was done to its mask so far: "keep", "drop_mask" or "is_causal".
+        action: what was done to its mask so far: "keep", "drop_mask", "is_causal" or "banded".
         conditions: conditions on inputs that the action rests on.
+        emit: inserts what the canonical call is to become before it, where that is not the target's own way; it takes
+            grouped heads.
     """
 
     analysis: SiteAnalysis
@@ -39,6 +41,7 @@ class Site:
     canonical: bool = False
     action: str = "keep"
     conditions: tuple[AnyCondition, ...] = ()
+    emit: Callable[[Site], fx.Node] | None = None
 
 
 @dataclass

@@ -14,6 +14,7 @@ from ...patterns.masks.template import Alignment
 from ..result import Change, PassResult
 from ..target import Target
 from .base import PassContext, take_name
+from .erasing import erase_if_dead
 
 
 class Legalize:
@@ -33,16 +34,24 @@ class Legalize:
         changes: list[Change] = []
         for node in [n for n in graph.nodes if is_canonical(n)]:
             site = modules.get(node)
+            emit = site.emit if site is not None else None
             name = site.analysis.call.node.name if site is not None else node.name
-            undeclared = _undeclared(context.target, node)
-            if undeclared:
-                raise LegalizeError(f"node '{name}': target '{context.target.name}' does not take {undeclared}")
-            if context.target.emit is None:
-                continue
-            new = context.target.emit(context.gm, node)
+            if site is not None and emit is not None:
+                new = emit(site)
+            else:
+                undeclared = _undeclared(context.target, node)
+                if undeclared:
+                    raise LegalizeError(f"node '{name}': target '{context.target.name}' does not take {undeclared}")
+                if context.target.emit is None:
+                    continue
+                new = context.target.emit(context.gm, node)
             new.meta = dict(node.meta)
             node.replace_all_uses_with(new)
+            masks = [m for m in (node.kwargs.get("mask"), node.kwargs.get("bias")) if emit is not None]
             graph.erase_node(node)
+            for mask in masks:
+                if isinstance(mask, fx.Node):
+                    erase_if_dead(graph, mask)
             take_name(node, new)
             if site is not None:
                 site.node, site.canonical = new, False

@@ -35,6 +35,7 @@ INDUCTOR = Target(
     mask_with_alignment=False,
     grouped_heads=True,
     emit=emit_sdpa,
+    flex=True,
     span_attention=True,
     compile=compile_with_inductor,
     options=inductor_options,

@@ -136,11 +136,20 @@ def slice_start(reader: Reader, start: object, extent: Expr) -> Expr:
 
 @RULES.register(aten.slice, aten.slice_copy)
 def read_slice(reader: Reader, node: fx.Node, coords: Coords) -> Expr:
-    """Element i of a slice is element start + i * step."""
+    """Element i of a slice is element start + i * step.
+
+    A slice is cut off where its axis ends, which an exported program may do at run time and not when it was traced:
+    `x[1:2]` is empty at size 1, though its size was recorded as 1 like that of any other.
+    """
     args = bind(node)
     shape = reader.shape(args["self"])
     dim = wrap_dim(args["dim"], len(shape))
     start = slice_start(reader, args["start"], shape[dim])
+    length = reader.shape(node)[dim]
+    if length.is_const and length.value > 0 and not shape[dim].is_const:
+        last = build.add(start, build.scaled(reader.integer(args["step"]), length.value - 1))
+        if reader.facts.decide(build.and_(build.le(build.ZERO, start), build.lt(last, shape[dim]))) is not True:
+            raise Unreadable(f"a slice that ends early if its axis has fewer than {last!r} + 1 elements")
     index = build.add(start, build.mul(coords[dim], reader.integer(args["step"])))
     return reader.read(args["self"], at(coords, dim, index))
 
