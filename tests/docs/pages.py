@@ -4,7 +4,8 @@ A block's kind is what stands behind its fence:
 
 - `python`: run, in the order of the page, in one namespace and one empty folder;
 - `python tensorrt`: likewise, on the reference TensorRT (`tests/tensorrt_reference`);
-- `sh`: run in that folder; lines for `make` and `pip` are only held against Makefile and pyproject.toml;
+- `sh`: run in that folder. Lines for `make` and `pip` are held against Makefile and pyproject.toml, scripts (`python`,
+  `torchrun`) must be there, and of `attnlower` with placeholders such as CHECKPOINT the arguments are parsed;
 - `text`: what the block before it prints.
 """
 
@@ -22,8 +23,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from attnlower.cli import build_parser
+
 ROOT = Path(__file__).parent.parent.parent
 FENCE = re.compile(r"^```(?P<kind>[^\n`]*)\n(?P<code>.*?)^```$", re.DOTALL | re.MULTILINE)
+PLACEHOLDER = re.compile(r"[A-Z][A-Z_]+")
 KINDS = {"python", "python tensorrt", "sh", "text"}
 
 
@@ -83,7 +87,7 @@ def run(page: Path, blocks: list[Block], folder: Path) -> Iterator[tuple[Block, 
 
 
 def run_shell(code: str, folder: Path) -> str:
-    """Run the lines that use what is installed; check those for `make` and `pip`."""
+    """Run the lines that can be run here; check the others."""
     printed = ""
     for line in filter(None, (x.strip() for x in code.splitlines())):
         words = shlex.split(line, comments=True)
@@ -91,6 +95,10 @@ def run_shell(code: str, folder: Path) -> str:
             check_target(words[1])
         elif words[:2] == ["pip", "install"]:
             check_extras(line)
+        elif words[0] in ("python", "torchrun"):
+            check_scripts(words)
+        elif words[0] == "attnlower" and any(PLACEHOLDER.fullmatch(w) for w in words):
+            build_parser().parse_args(words[1:])
         else:
             environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
             done = subprocess.run(
@@ -100,6 +108,13 @@ def run_shell(code: str, folder: Path) -> str:
                 raise RuntimeError(f"{line}: exit code {done.returncode}\n{done.stderr[-2000:]}")
             printed += done.stdout
     return printed
+
+
+def check_scripts(words: list[str]) -> None:
+    """Raise a ValueError if a command names a script that is not there."""
+    for word in words:
+        if word.endswith(".py") and not (ROOT / word).is_file():
+            raise ValueError(f"no script '{word}'")
 
 
 def check_target(name: str) -> None:

@@ -85,8 +85,11 @@ def test_what_is_printed_is_compared(tmp_path: Path) -> None:
 def test_shell_lines_are_checked(tmp_path: Path) -> None:
     assert pages.run_shell("attnlower --version", tmp_path).startswith("attnlower ")
     pages.run_shell("make test\npip install '.[hf,test]'", tmp_path)
-    for wrong in ("make tests", "pip install '.[transformers]'", "pip install 'torch>=2'"):
-        with pytest.raises(ValueError, match=r"no target|no extra|not what"):
+    pages.run_shell("python tests/releases/run.py\nattnlower explain PROGRAM --json", tmp_path)
+    for wrong in ("make tests", "pip install '.[transformers]'", "pip install 'torch>=2'", "torchrun examples/no.py"):
+        with pytest.raises(ValueError, match=r"no target|no extra|not what|no script"):
             pages.run_shell(wrong, tmp_path)
+    with pytest.raises(SystemExit):
+        pages.run_shell("attnlower explain PROGRAM --xml", tmp_path)
     with pytest.raises(RuntimeError, match="exit code 2"):
         pages.run_shell("attnlower explain nothing.pt2", tmp_path)
