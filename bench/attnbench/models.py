@@ -154,6 +154,5 @@ def hand_made(widths: Widths, length: int, device: torch.device) -> dict[str, At
     def allowed(b: torch.Tensor, h: torch.Tensor, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
         return (k <= q) & (k > q - window)
 
-    blocks = {f"block-local, {block}": block for block in (128, window) if length % block == 0}
-    local = {name: by_hand.windows(window, block) for name, block in blocks.items()}
+    local = {"block-local": by_hand.windows(window, window)} if length % window == 0 else {}
     return {"flex": by_hand.flex(allowed, length, device), **local}

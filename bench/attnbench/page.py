@@ -16,7 +16,7 @@ HEAD = """# Benchmarks
 Made by `make bench-page` from the JSON files in `results/`; no number here is typed by hand.
 
 ```
-make bench                           # every suite, its JSON, then this page (about 40 minutes on two idle cores)
+make bench                           # every suite, its JSON, then this page (each suite says how long it took)
 make bench BENCH='--missing'         # go on where it was stopped
 make bench-quick                     # a few small rows of every suite, into .venv/bench-quick
 cd bench && python -m attnbench --suite sliding --lengths 4096 --dtypes float32 --rounds 9
@@ -81,6 +81,7 @@ def section(name: str, data: dict[str, Any], picture: Path) -> str:
         f"{machine['device_name']}, {machine['threads']} threads, torch {machine['torch']}, transformers "
         f"{machine['transformers']}, commit {machine['commit']}, {machine['date'][:10]}"
     )
+    minutes = sum(row["seconds_for_all"] for row in data["rows"]) / 60
     peaks = (
         f"{dtype}: {peak['operations_per_second'] / 1e9:.0f} Gop/s, {peak['bytes_per_second'] / 1e9:.1f} GB/s"
         for dtype, peak in data["peaks"].items()
@@ -88,7 +89,13 @@ def section(name: str, data: dict[str, Any], picture: Path) -> str:
     state = "" if data["complete"] else " Not finished."
     table = {"compile_time": _compile_time, "memory": _memory}.get(data["suite"], _times)
     rows = [row for row in data["rows"] if "all" not in row.get("refused", {})]
-    lines = [f"## {name}", "", f"{data['title']}{state}", "", f"{where}; peaks: {'; '.join(peaks)}."]
+    lines = [
+        f"## {name}",
+        "",
+        f"{data['title']}{state}",
+        "",
+        f"{where}; {minutes:.0f} minutes; peaks: {'; '.join(peaks)}.",
+    ]
     return "\n".join([*lines, "", f"![{name}]({picture})", "", *table(rows), ""])
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import sys
+import time
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
@@ -49,12 +50,14 @@ def _row(suite: Suite, case: Case, settings: Settings, data: dict[str, Any], tel
     """One row; one that fails as a whole says why and has nothing else."""
     torch._dynamo.reset()
     gc.collect()
+    start = time.perf_counter()
     try:
         peak = _peak(str(case.get("dtype", "float32")), settings, data, tell)
-        return {"case": dict(case), **suite.run(case, settings, peak, tell)}
+        row = suite.run(case, settings, peak, tell)
     except Exception as error:
         traceback.print_exc()
-        return {"case": dict(case), "refused": {"all": f"{type(error).__name__}: {error}".splitlines()[0][:300]}}
+        row = {"refused": {"all": f"{type(error).__name__}: {error}".splitlines()[0][:300]}}
+    return {"case": dict(case), "seconds_for_all": time.perf_counter() - start, **row}
 
 
 def _peak(dtype: str, settings: Settings, data: dict[str, Any], tell: Tell) -> Peak:

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 
 import torch
 
-LENGTHS = (512, 1024, 2048, 4096, 8192)
-LENGTHS_LOW_PRECISION = (512, 2048, 8192)
+LENGTHS = (512, 2048, 4096, 8192)
+LENGTHS_LOW_PRECISION = (512, 4096)
 QUICK_LENGTHS = (512, 2048)
 
 
@@ -44,7 +44,7 @@ class Settings:
     @property
     def seconds_per_row(self) -> float:
         """Rounds are added up to the most until a row has been timed for so long."""
-        return 2.0 if self.quick else 8.0
+        return 2.0 if self.quick else 6.0
 
     def lengths_for(self, dtype: str) -> tuple[int, ...]:
         """The lengths that a suite of single attention calls is run at."""

@@ -129,9 +129,10 @@ def _compile_time(results: Results) -> Iterator[Judged]:
         rows.sort(key=lambda row: row["case"]["layers"])
         for less, more in itertools.pairwise(rows):
             layers = more["case"]["layers"] - less["case"]["layers"]
-            added = more["passes"]["spread"]["median"] - less["passes"]["spread"]["median"]
             where = f"{name}, layers {less['case']['layers']} to {more['case']['layers']}"
-            yield Judged("ms per further layer", where, added * 1e3 / layers, 1.0)
+            for key, what in (("analysis", "reading and proving"), ("passes", "all of attnlower")):
+                added = more[key]["spread"]["median"] - less[key]["spread"]["median"]
+                yield Judged(f"{what}: ms per further layer", where, added * 1e3 / layers, 1.0)
 
 
 def _inverse(value: float | None) -> float | None:

@@ -28,7 +28,7 @@ from .base import Case
 STEPS = 8
 BUCKET = 64
 SMALLEST = 512
-CAPACITIES = {"float32": (512, 2048, 8192), "bfloat16": (512, 8192)}
+CAPACITIES = {"float32": (512, 2048, 8192)}
 HEADS, WIDTH = 8, 64
 TINY = models.Widths(
     "one layer",
@@ -45,7 +45,7 @@ TINY = models.Widths(
 
 def lengths(capacity: int) -> list[int]:
     """The lengths at which a capacity is measured, up to where the steps still fit."""
-    return sorted({64, 256, capacity // 2, capacity - 2 * STEPS})
+    return sorted({64, 256, capacity - 2 * STEPS})
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Decode:
         """Every capacity at several lengths; `--lengths` are capacities here."""
         found: list[Case] = []
         for dtype in settings.dtypes:
-            capacities = settings.lengths or ((512, 2048) if settings.quick else CAPACITIES[dtype])
+            capacities = settings.lengths or ((512, 2048) if settings.quick else CAPACITIES.get(dtype, (8192,)))
             found += [{"dtype": dtype, "capacity": c, "length": n} for c in capacities for n in lengths(c)]
         return found
 

@@ -34,7 +34,6 @@ ROWS: dict[str, dict[str, tuple[int, ...]]] = {
 """Lengths by model and dtype: as long as two cores can take."""
 LONG = (4096, 8192)
 """On a GPU, every model at these."""
-SECONDS = 8.0
 
 
 @dataclass(frozen=True)

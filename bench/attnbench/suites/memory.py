@@ -78,7 +78,9 @@ def in_child(case: Case, variant: str, settings: Settings) -> dict[str, float]:
     command = [sys.executable, "-m", "attnbench.memory_child", json.dumps(dict(case)), variant, str(settings.device)]
     folder = str(Path(__file__).parents[2])
     path = os.pathsep.join(p for p in (folder, os.environ.get("PYTHONPATH")) if p)
-    done = subprocess.run(command, check=True, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path})
+    # every tensor of a megabyte and more in pages of its own, which go back when it is freed
+    environment = {**os.environ, "PYTHONPATH": path, "MALLOC_MMAP_THRESHOLD_": str(2**20)}
+    done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
     result: dict[str, float] = json.loads(done.stdout.strip().splitlines()[-1])
     return result
 

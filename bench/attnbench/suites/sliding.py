@@ -12,7 +12,6 @@ from ..comparison import Comparison
 from .base import LengthSuite
 
 WINDOW = 512
-BLOCK = 128
 CONFIG = MistralConfig(num_hidden_layers=1, sliding_window=WINDOW, attn_implementation="sdpa")
 
 
@@ -29,9 +28,8 @@ def build(length: int, dtype: torch.dtype, device: torch.device) -> Comparison:
     hands = {"flex": by_hand.flex(allowed, length, device)}
     if length <= WINDOW:
         hands["is_causal"] = by_hand.causal
-    else:
-        blocks = {f"block-local, {block}": block for block in (BLOCK, WINDOW) if length % block == 0}
-        hands |= {name: by_hand.windows(WINDOW, block) for name, block in blocks.items()}
+    elif length % WINDOW == 0:
+        hands["block-local"] = by_hand.windows(WINDOW, WINDOW)
     return comparison(Shape(length), dtype, device, mask, given, hands)
 
 
