@@ -1,0 +1,310 @@
+"""Attention over windows: the queries in blocks, each block with the keys that its queries can see.
+
+    window:  block i of C queries meets keys i*C - behind .. i*C + C - 1 + ahead
+    chunk:   chunk i meets chunk i
+
+Law: a key that a query may not attend to has no weight and takes no part in the softmax, so attention is the same over
+any set of keys that contains the allowed ones. That set is proved (`patterns/bands.py`). What the mask says inside of
+it comes from its formula at the windows' positions (`window_mask.py`): no S x S tensor is read. Blocks are a batch of
+their own:
+
+    query (B, H, S, E) -> (B * n, H, C, E)       key (B, H, S, E) -> (B * n, H, behind + C + ahead, E)
+
+Everything is plain tensor operations, so it has gradients, in graphs from Dynamo and in ATen graphs alike. Where the
+length is dynamic there is one block more than needed: with a single block, tracing would specialise on that.
+
+Limits: rank 4, Q == K, no dropout (it would draw other random numbers). Of a row without any
+allowed key nothing is known but that it is zeros; where the mask's finite values make it a mean, it is proved that
+there is none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+
+from ...patterns import build
+from ...patterns.bands import Band
+from ...patterns.calls import TermMode
+from ...patterns.calls.canonical import canonical_arguments
+from ...patterns.expr import Expr, Op, cells, sizes
+from ...patterns.masks.template import Alignment
+from ...patterns.metadata import tensor_of
+from ...patterns.predicate import Predicate
+from ...patterns.sizes import int_expr, shape_of
+from ..passes.base import PassContext, Site, site_obstacle, take_name
+from ..passes.emitting import Emitter, SizeNodes, dtype_of_node, fake_of_shape, shape_of_node
+from ..passes.erasing import erase_if_dead
+from ..passes.fold_repeat_kv import fold_heads
+from ..passes.nonempty_rows import no_row_is_empty
+from ..passes.sharing import Shared
+from ..passes.writes import Writes
+from .compute import NotComputable
+from .window_mask import WindowMask, mask_on_windows, write_mask
+from .window_views import Cut, WindowViews, cut, window_index
+
+_ATEN = torch.ops.aten
+_ATTENTION = torch.ops.attnlower.attention.default
+
+
+def local_obstacle(context: PassContext, site: Site, band: Band) -> str:
+    """Why a call cannot be attention over windows; empty if it can.
+
+    Args:
+        context: the graph, which is not changed.
+        site: the call.
+        band: what is proved of its mask.
+    """
+    return LocalCalls(context).obstacle(site, band)
+
+
+def rewrite_local(context: PassContext, site: Site, band: Band) -> str:
+    """Put attention over windows in the place of a call without an obstacle; says what was done."""
+    return LocalCalls(context).rewrite(site, band)
+
+
+class LocalCalls:
+    """Rewrites the calls of one graph; equal masks are written once.
+
+    Args:
+        context: what the pass works on, as it is when the pass starts.
+    """
+
+    def __init__(self, context: PassContext) -> None:
+        self._context = context
+        self._graph = context.gm.graph
+        self._writes = Writes(self._graph)
+        self._shared: Shared[Any] = Shared(self._graph)
+        self._sizes = SizeNodes(self._graph)
+        self._inputs = {
+            old.name: new
+            for old, new in context.nodes.items()
+            if old.op in ("placeholder", "get_attr") and tensor_of(old) is not None
+        }
+        self._first = next(iter(self._graph.nodes))
+
+    def obstacle(self, site: Site, band: Band) -> str:
+        """Why a call cannot be attention over windows; empty if it can."""
+        found = site.analysis.classification
+        if found is None or not site.canonical:
+            return "the call is not canonical"
+        return site_obstacle(site) or self._call_obstacle(site, band) or self._mask_obstacle(site, band)
+
+    def _call_obstacle(self, site: Site, band: Band) -> str:
+        args = canonical_arguments(site.node)
+        query, key, value = (tensor_of(args[name]) for name in ("query", "key", "value"))
+        if query is None or key is None or value is None or not query.dim() == key.dim() == value.dim() == 4:
+            return "attention over windows takes tensors of rank 4"
+        shapes = [shape_of(t) for t in (query, key, value)]
+        if shapes[0][2] is not shapes[1][2] or shapes[1][2] is not shapes[2][2]:
+            return "the numbers of queries and keys are not the same size"
+        if len({s[0] for s in shapes}) != 1 or shapes[1][1] is not shapes[2][1]:
+            return "key or value broadcast"
+        if not args.get("enable_gqa") and shapes[0][1] is not shapes[1][1]:
+            return "key or value broadcast"
+        if isinstance(args.get("dropout_p"), fx.Node) or args.get("dropout_p"):
+            return "dropout would draw other random numbers"
+        if args.get("alignment", Alignment.NONE.value) != Alignment.NONE.value or args.get("key_lengths") is not None:
+            return "something else acts on the scores besides the mask"
+        length = shapes[0][2]
+        if band.chunk and length.is_const and length.value <= band.chunk:
+            return "there is no more than one chunk"
+        return ""
+
+    def _mask_obstacle(self, site: Site, band: Band) -> str:
+        call, predicate = site.analysis.call, _predicate(site)
+        nan_rows = canonical_arguments(site.node).get("empty_rows", "zeros") == "nan"
+        if not predicate.zeroes_empty_rows and not no_row_is_empty(predicate, self._context.prover):
+            return "a query may have no key at all, which the mask's finite values treat otherwise"
+        if call.empty_rows_are_nan and not nan_rows and not no_row_is_empty(predicate, self._context.prover):
+            return "a query without any key would give zeros, not NaN"
+        if predicate.bias is not None and (len(call.terms) != 1 or call.terms[0].mode is not TermMode.ATTN_MASK):
+            return "a bias of several parts"
+        missing = [c.payload.label for c in _cells(predicate) if not self._is_known(site, c)]
+        if missing:
+            return f"'{missing[0]}' is not an input, and was not read"
+        if self._writes.may_change(list(self._tensors(predicate).values()), self._first, site.node):
+            return "an input that the mask is read from is written to before this call"
+        trial = self._shared.get(("trial", *self._key(site, band)), [], site.node, lambda: self._trial(site, band))
+        return str(trial)
+
+    def _trial(self, site: Site, band: Band) -> str:
+        """Write the mask once, for nothing, in a graph of its own: what is in the way, or nothing."""
+        graph, predicate = fx.Graph(), _predicate(site)
+        copies: dict[fx.Node, fx.Node] = {}
+
+        def copy(node: fx.Node) -> fx.Node:
+            if node not in copies:
+                copies[node] = graph.placeholder(node.name)
+                copies[node].meta = dict(node.meta)
+            return copies[node]
+
+        query = copy(canonical_arguments(site.node)["query"])
+        tensors = {name: copy(node) for name, node in self._tensors(predicate).items()}
+        holders = {name: (copy(node), axis) for name, (node, axis) in self._holders(site).items()}
+        emitter = Emitter(SizeNodes(graph), graph.output(()), query)
+        try:
+            self._write(site, band, emitter, query, tensors, holders)
+        except NotComputable as problem:
+            return str(problem)
+        return ""
+
+    def rewrite(self, site: Site, band: Band) -> str:
+        """Put attention over windows in the place of a call without an obstacle; says what was done.
+
+        Raises:
+            NotComputable: if there is an obstacle in the mask's formula.
+        """
+        folded = fold_heads(self._context, site, self._writes)
+        old, args = site.node, canonical_arguments(site.node)
+        emitter, query = Emitter(self._sizes, old, old), args["query"]
+        tensors = self._tensors(_predicate(site))
+        written = self._shared.get(
+            self._key(site, band),
+            list(tensors.values()),
+            old,
+            lambda: self._write(site, band, emitter, query, tensors, self._holders(site)),
+        )
+        views = WindowViews(emitter, written.cut, query, written.heads_hold_batch)
+        windows = written.cut.windows
+        operands = [views.blocks(query)]
+        if windows.keys == windows.block:
+            operands += [views.blocks(args[name]) for name in ("key", "value")]
+        else:
+            key = ("index", windows, emitter.device)
+            index = self._shared.get(key, [], old, lambda: window_index(emitter, query, written.cut))
+            operands += [views.windows(args[name], index) for name in ("key", "value")]
+        masks = {"mask": written.mask, "bias": written.bias, "alignment": written.alignment.value}
+        new = _call(old, operands, {**args, **masks})
+        result = views.back(new, args["value"])
+        old.replace_all_uses_with(result)
+        self._context.nodes[site.analysis.call.node] = result
+        site.node = new
+        erase_if_dead(self._graph, old)
+        take_name(old, result)
+        groups = f", {folded}" if isinstance(folded, str) else ""
+        return f"blocks of {windows.block} queries with {windows.keys} keys each{written.words}{groups}"
+
+    # --- parts ------------------------------------------------------------------------------------------------
+
+    def _write(
+        self,
+        site: Site,
+        band: Band,
+        emitter: Emitter,
+        query: fx.Node,
+        tensors: Mapping[str, fx.Node],
+        holders: Mapping[str, tuple[fx.Node, int]],
+    ) -> _Written:
+        found = cut(emitter, query, band)
+        windows = found.windows
+        mask = mask_on_windows(_predicate(site), band, windows)
+        if mask.is_causal and windows.keys == windows.block and Alignment.UPPER_LEFT in self._context.target.alignments:
+            return _Written(found, None, None, Alignment.UPPER_LEFT, heads_hold_batch=False)
+        values: dict[str, Any] = {name: emitter.size(node, axis) for name, (node, axis) in holders.items()}
+        together = self._heads_hold_batch(mask, query)
+        allowed, bias = write_mask(
+            mask, windows, emitter, query, {**values, "i": found.blocks}, tensors, heads_hold_batch=together
+        )
+        if bias is not None and dtype_of_node(bias) is not _mask_dtype(site):
+            shape = shape_of_node(bias)
+            bias = emitter.call(_ATEN._to_copy.default, bias, shape=shape, dtype=_mask_dtype(site))
+        return _Written(found, allowed, bias, Alignment.NONE, heads_hold_batch=together)
+
+    def _heads_hold_batch(self, mask: WindowMask, query: fx.Node) -> bool:
+        """True if the blocks are the batch, so that a mask that differs from block to block serves the whole batch.
+
+        Backends that take canonical calls as they are want a static number of heads.
+        """
+        one = shape_of_node(query)[0]
+        return (
+            "i" in mask.depends
+            and not mask.depends & {"b", "h"}
+            and int_expr(one) is not build.ONE
+            and self._context.target.emit is not None
+        )
+
+    def _key(self, site: Site, band: Band) -> tuple[Any, ...]:
+        """What two calls must have in common to use one window mask."""
+        predicate, query = _predicate(site), tensor_of(canonical_arguments(site.node)["query"])
+        extents = tuple(predicate.facts.extents.items())
+        shape = shape_of(query)[:3] if query is not None else ()
+        device = query.device if query is not None else None
+        return predicate.allowed, predicate.bias, extents, shape, band, _mask_dtype(site), device
+
+    def _tensors(self, predicate: Predicate) -> dict[str, fx.Node]:
+        """The inputs that a formula reads, by the names of its cells."""
+        names = {c.payload.node for c in _cells(predicate)}
+        return {name: self._inputs[name] for name in names if name in self._inputs}
+
+    def _holders(self, site: Site) -> dict[str, tuple[fx.Node, int]]:
+        """For each size symbol of a formula a tensor and the axis that has it, where there is one."""
+        predicate = _predicate(site)
+        wanted = sizes(*_formulas(predicate), predicate.facts.extents["q"])
+        found: dict[str, tuple[fx.Node, int]] = {}
+        for node in (canonical_arguments(site.node)["query"], *self._inputs.values()):
+            for axis, size in enumerate(shape_of_node(node)):
+                symbol = int_expr(size)
+                if symbol.op is Op.SIZE and symbol.payload in wanted:
+                    found.setdefault(symbol.payload, (node, axis))
+        return found
+
+    def _is_known(self, site: Site, cell: Expr) -> bool:
+        """True if a cell is an element of an input, and not of a value computed in the graph."""
+        name = cell.payload.node
+        return name in self._inputs and (cell.payload.is_input or name in site.analysis.by_value)
+
+
+@dataclass(frozen=True)
+class _Written:
+    """What serves all calls with one mask."""
+
+    cut: Cut
+    mask: fx.Node | None
+    bias: fx.Node | None
+    alignment: Alignment
+    heads_hold_batch: bool
+
+    @property
+    def words(self) -> str:
+        if self.alignment is not Alignment.NONE:
+            return ", causal"
+        return ", no mask" if self.mask is None and self.bias is None else ""
+
+
+def _call(old: fx.Node, operands: list[fx.Node], args: dict[str, Any]) -> fx.Node:
+    """A canonical call like another, with other operands."""
+    kwargs = {name: value for name, value in args.items() if name not in ("query", "key", "value")}
+    with old.graph.inserting_before(old):
+        new = old.graph.call_function(_ATTENTION, tuple(operands), kwargs)
+    new.meta = dict(old.meta)
+    key = "example_value" if "example_value" in old.meta else "val"
+    recorded = old.meta[key]
+    shape = (*shape_of_node(operands[0])[:3], recorded.shape[-1])
+    new.meta[key] = fake_of_shape(recorded, shape, recorded.dtype)
+    new.meta.pop("tensor_meta", None)
+    return new
+
+
+def _predicate(site: Site) -> Predicate:
+    found = site.analysis.classification
+    if found is None:
+        raise NotComputable("the mask was not read")
+    return found.predicate
+
+
+def _formulas(predicate: Predicate) -> list[Expr]:
+    return [predicate.allowed, *([] if predicate.bias is None else [predicate.bias])]
+
+
+def _cells(predicate: Predicate) -> list[Expr]:
+    return cells(*_formulas(predicate))
+
+
+def _mask_dtype(site: Site) -> torch.dtype:
+    terms = site.analysis.call.terms
+    return dtype_of_node(terms[0].node if terms else site.analysis.call.query)

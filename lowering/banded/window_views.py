@@ -1,0 +1,153 @@
+"""A sequence in blocks and windows, and back: views, and one copy of the keys that windows share."""
+
+from __future__ import annotations
+
+import operator
+from dataclasses import dataclass
+
+import torch
+from torch import fx
+
+from ...patterns.bands import Band
+from ...patterns.metadata import value_of
+from ...patterns.sizes import int_expr
+from ..passes.emitting import Emitter, Size, dtype_of_node, shape_of_node, static_size
+from .aten_ops import AtenOps
+from .window_mask import Windows
+
+_ATEN = torch.ops.aten
+_MULTIPLE = 16
+"""Windows start this many keys before the block, or a multiple of it: kernels work on vectors."""
+
+
+@dataclass(frozen=True)
+class Cut:
+    """How a sequence is cut, with what holds the sizes.
+
+    Attributes:
+        windows: the lengths.
+        blocks: the number of blocks.
+        padding: how many positions the last block has behind the sequence.
+    """
+
+    windows: Windows
+    blocks: int | fx.Node
+    padding: int | fx.Node
+
+
+def block_length(band: Band, length: Size) -> int:
+    """Queries per block for a number of queries.
+
+    Measured on two CPU cores: of windows of 512 keys at 4096 queries, blocks of 192 and 256 take least (47 and 49 ms;
+    62 for 128, 58 for 384, 65 for 512): longer ones compute more pairs, shorter ones use smaller tiles.
+    """
+    if band.chunk:
+        return band.chunk
+    block = next((b for b in (64, 128) if band.width <= b), 192)
+    static = static_size(length)
+    return block if static is None else max(1, min(block, static))
+
+
+def cut(emitter: Emitter, query: fx.Node, band: Band) -> Cut:
+    """Cut the sequence of a query (B, H, S, E) for a band.
+
+    A dynamic number of blocks is at least two, whatever the length: tracing would specialise on one.
+    """
+    length = shape_of_node(query)[2]
+    block = block_length(band, length)
+    size = emitter.size(query, 2)
+    more = block - 1 if isinstance(size, int) else 2 * block - 1
+    blocks = emitter.integer(operator.floordiv, emitter.integer(operator.add, size, more), block)
+    padding = emitter.integer(operator.sub, emitter.integer(operator.mul, blocks, block), size)
+    before, after = (0, 0) if band.chunk else (_rounded(band.behind), _rounded(band.ahead))
+    count = value_of(blocks) if isinstance(blocks, fx.Node) else blocks
+    windows = Windows(block, before, after, int_expr(count), int_expr(length), whole=padding == 0)
+    return Cut(windows, blocks, padding)
+
+
+def _rounded(distance: int) -> int:
+    return -(-distance // _MULTIPLE) * _MULTIPLE
+
+
+def window_index(emitter: Emitter, query: fx.Node, found: Cut) -> fx.Node:
+    """The positions (blocks * keys,) of the keys of every window; those outside the sequence are its first or last."""
+    ops, windows = AtenOps(emitter), found.windows
+    starts = ops(operator.mul, ops.arange(found.blocks), windows.block)
+    places = ops(operator.add, ops.method("unsqueeze", starts, 1), ops.arange(windows.keys))
+    places = ops(operator.sub, places, windows.before) if windows.before else places
+    last = emitter.integer(operator.sub, emitter.size(query, 2), 1)
+    places = ops(torch.clamp, places, min=0, max=last)
+    return ops.reshaped(places, [ops(operator.mul, found.blocks, windows.keys)])
+
+
+@dataclass(frozen=True)
+class WindowViews:
+    """Tensors (B, H, S, E) in blocks, as a batch of blocks.
+
+    Attributes:
+        emitter: inserts the nodes.
+        cut: how the sequence is cut.
+        query: (B, H, S, E), for the batch.
+        heads_hold_batch: blocks are (n, B * H, C, E); else (B * n, H, C, E).
+    """
+
+    emitter: Emitter
+    cut: Cut
+    query: fx.Node
+    heads_hold_batch: bool
+
+    def blocks(self, tensor: fx.Node) -> fx.Node:
+        """The blocks of a tensor; what is behind the sequence is zero."""
+        batch, heads, _, width = shape_of_node(tensor)
+        length = self._times(self.cut.blocks, self.cut.windows.block)
+        if self.cut.padding != 0:
+            full = value_of(length) if isinstance(length, fx.Node) else length
+            pad = _ATEN.constant_pad_nd.default
+            shape, dtype = (batch, heads, full, width), dtype_of_node(tensor)
+            tensor = self.emitter.call(pad, tensor, [0, 0, 0, self.cut.padding], 0.0, shape=shape, dtype=dtype)
+        return self._folded(tensor, self.cut.windows.block)
+
+    def windows(self, tensor: fx.Node, index: fx.Node) -> fx.Node:
+        """The window of each block, by the positions of its keys."""
+        batch, heads, _, width = shape_of_node(tensor)
+        shape = (batch, heads, shape_of_node(index)[0], width)
+        dtype = dtype_of_node(tensor)
+        taken = self.emitter.call(_ATEN.index_select.default, tensor, 2, index, shape=shape, dtype=dtype)
+        return self._folded(taken, self.cut.windows.keys)
+
+    def back(self, output: fx.Node, like: fx.Node) -> fx.Node:
+        """The sequence (B, H, S, Ev) of blocks, H being the query's heads.
+
+        Args:
+            output: the blocks.
+            like: (.., Ev), for the width.
+        """
+        ops, block = AtenOps(self.emitter), self.cut.windows.block
+        batch, heads, width = self._batch, self.emitter.size(self.query, 1), self.emitter.size(like, 3)
+        apart = [self.cut.blocks, batch] if self.heads_hold_batch else [batch, self.cut.blocks]
+        sequence = ops.reshaped(output, [*apart, heads, block, width])
+        sequence = ops.permuted(sequence, (1, 2, 0, 3, 4) if self.heads_hold_batch else (0, 2, 1, 3, 4))
+        sequence = ops.reshaped(sequence, [batch, heads, self._times(self.cut.blocks, block), width])
+        if self.cut.padding == 0:
+            return sequence
+        end = self.emitter.size(self.query, 2)
+        shape = (*shape_of_node(sequence)[:2], shape_of_node(self.query)[2], shape_of_node(like)[3])
+        return self.emitter.call(_ATEN.slice.Tensor, sequence, 2, 0, end, shape=shape, dtype=dtype_of_node(sequence))
+
+    @property
+    def _batch(self) -> int | fx.Node:
+        return self.emitter.size(self.query, 0)
+
+    def _times(self, left: int | fx.Node, right: int | fx.Node) -> int | fx.Node:
+        return self.emitter.integer(operator.mul, left, right)
+
+    def _folded(self, tensor: fx.Node, positions: int) -> fx.Node:
+        """(B, H, n * positions, E) as a batch of n times as many."""
+        ops, batch = AtenOps(self.emitter), self._batch
+        heads, width = self.emitter.size(tensor, 1), self.emitter.size(tensor, 3)
+        tensor = ops.reshaped(tensor, [batch, heads, self.cut.blocks, positions, width])
+        if self.heads_hold_batch:
+            tensor = ops.permuted(tensor, (2, 0, 1, 3, 4))
+            return ops.reshaped(tensor, [self.cut.blocks, self._times(batch, heads), positions, width])
+        tensor = ops.permuted(tensor, (0, 2, 1, 3, 4))
+        return ops.reshaped(tensor, [self._times(batch, self.cut.blocks), heads, positions, width])
