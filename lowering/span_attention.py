@@ -13,9 +13,9 @@ costs, however many keys the cache has room for. A query that may attend to no k
     key_span(mask, blocked=None, exact=False)
 
 The span of a mask (..., Q, K), boolean or additive, of rank 2 or more; int64. Of an additive mask: values up to
-`blocked` leave no weight to a key if its row has a larger one (by default only -inf, which never does), and with `exact`
-the mask is 0 wherever it does not block. If some row has no value above `blocked`, every key of it may have a weight:
-(0, K, 0).
+`blocked` leave no weight to a key if its row has a larger one (by default only -inf, which never does), and with
+`exact` the mask is 0 wherever it does not block. If some row has no value above `blocked`, every key of it may have a
+weight: (0, K, 0).
 It is one op and not a reduction for the compiler to fuse: its threads would take longer than the search.
 
 Few queries of several heads that share a key head are attended to as queries of that head: each key is then read once,

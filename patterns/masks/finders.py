@@ -10,6 +10,7 @@ from ..facts import Facts
 from .causal import Causal, offsets
 from .chunked import chunks
 from .full import Full
+from .padding import first_keys
 from .prefix import prefixes
 from .sliding_window import windows
 from .table import TemplateTable
@@ -21,6 +22,7 @@ BUILTIN_TEMPLATES = TemplateTable()
 BUILTIN_TEMPLATES.register("sliding_window")(windows)
 BUILTIN_TEMPLATES.register("chunked")(chunks)
 BUILTIN_TEMPLATES.register("prefix")(prefixes)
+BUILTIN_TEMPLATES.register("first_keys")(first_keys)
 
 
 @BUILTIN_TEMPLATES.register("full")

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from .. import build
-from ..expr import Expr, cells, coords
+from ..expr import Expr, Op, cells, coords
 from ..facts import Facts
 
 
@@ -36,6 +36,35 @@ class Padding:
 
     def __str__(self) -> str:
         return "padding" if "q" not in coords(self.condition) else "padding of queries"
+
+
+@dataclass(frozen=True)
+class FirstKeys:
+    """Keys beyond the size of another tensor are hidden: slots of a static cache that no attention_mask reaches.
+
+    Attributes:
+        count: how many keys are left, made of sizes.
+    """
+
+    count: Expr
+    kind: str = "padding"
+
+    def allowed(self, facts: Facts) -> Expr:
+        """The keys below the count."""
+        return build.lt(build.coord("k"), self.count)
+
+    def __str__(self) -> str:
+        return f"the first {self.count!r} keys"
+
+
+def first_keys(expr: Expr, facts: Facts) -> Iterator[FirstKeys]:
+    """The count that a comparison compares the key with, if it is a size and not a number written in the program."""
+    if expr.op is not Op.LE0:
+        return
+    constant, terms = build.linear_parts(expr.args[0])
+    if terms.pop(build.coord("k"), 0) == 1 and terms and all(a.op is Op.SIZE for a in terms):
+        # k + constant + terms <= 0
+        yield FirstKeys(build.sub(build.const_int(1 - constant), build.linear(0, terms)))
 
 
 def is_padding(term: Expr, facts: Facts) -> bool:

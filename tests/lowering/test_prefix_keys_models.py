@@ -69,6 +69,7 @@ def test_every_step_equals_eager(make: Any, padded: bool, same: Any) -> None:
         # with padding: the first length, any length, the last one, to which nothing is padded
         assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= (3 if padded else 1)
         assert {site.action for site in attnlower.last_report().sites} <= {"banded", "guarded"}
+        assert {site.verdict for site in attnlower.last_report().sites} == {"proved"}
     assert not attnlower.last_report().error
 
 
