@@ -20,6 +20,8 @@ from ..report import Report
 from .limits import Limits
 from .runtime import Runtime
 from .session import Session
+from .weights import NAME as WEIGHTS
+from .weights import load_programs, save_programs
 
 PARTS = ("encoder", "prefill", "step")
 _META = "seq2seq.json"
@@ -127,15 +129,14 @@ class Seq2SeqPrograms:
         return replace(self, runtime=RUNTIMES[target](self, **options))
 
     def save(self, folder: str | Path) -> None:
-        """Write the programs, configs and limits into a folder.
+        """Write the programs, configs and limits into a folder; weights that programs share once.
 
         Args:
             folder: made if it is not there.
         """
         path = Path(folder)
         path.mkdir(parents=True, exist_ok=True)
-        for name, program in self.programs.items():
-            torch.export.save(program, path / f"{name}.pt2")
+        save_programs(self.programs, path)
         self.config.save_pretrained(path)
         defaults = copy.deepcopy(self.generation_config)
         defaults._from_model_config = False  # else reading drops what a class adds, such as Whisper's languages
@@ -160,11 +161,11 @@ class Seq2SeqPrograms:
             limits, model_class = Limits(**meta["limits"]), str(meta["model_class"])
         except (ValueError, KeyError, TypeError) as error:
             raise ProgramError(f"{path / _META} is not what `save` writes: {error}") from error
-        lacking = [f"{name}.pt2" for name in PARTS if not (path / f"{name}.pt2").is_file()]
+        lacking = [file for file in (*(f"{name}.pt2" for name in PARTS), WEIGHTS) if not (path / file).is_file()]
         if lacking:
             raise ProgramError(f"{path} lacks {', '.join(lacking)}")
         return cls(
-            programs={name: torch.export.load(path / f"{name}.pt2") for name in PARTS},
+            programs=load_programs(PARTS, path),
             reports={},
             limits=limits,
             model_class=model_class,

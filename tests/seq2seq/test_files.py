@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from seq2seq_recipes import Exported, assert_same, each
 
 from attnlower.errors import ProgramError
@@ -28,11 +29,25 @@ def test_saved_programs_generate_the_same(pair: Exported, tmp_path: Path) -> Non
     for name, program in pair.programs.programs.items():
         assert set(loaded.programs[name].state_dict) == set(program.state_dict)
         assert not loaded.reports
+        for key, weight in program.state_dict.items():
+            assert torch.equal(loaded.programs[name].state_dict[key], weight)
+    assert_each_weight_once(pair, loaded, folder)
     source, mask = pair.source(3, 12, "right", seed=1)
     for beams in (1, 4):
         options = {"num_beams": beams, "max_new_tokens": 8, "do_sample": False}
         assert_same(pair.programs.generate(source, mask, **options), loaded.generate(source, mask, **options))
     assert len(loaded.report.sites) == 0
+
+
+def assert_each_weight_once(pair: Exported, loaded: Seq2SeqPrograms, folder: Path) -> None:
+    """On the disk, and in memory when they are read again."""
+    for programs in (pair.programs, loaded):
+        one, other = (programs.programs[name].state_dict for name in ("prefill", "step"))
+        assert one and all(one[key].data_ptr() == other[key].data_ptr() for key in one)
+    weights = {t.data_ptr(): t.nbytes for p in pair.programs.programs.values() for t in p.state_dict.values()}
+    together = sum(weights.values())
+    twice = sum(t.nbytes for p in pair.programs.programs.values() for t in p.state_dict.values())
+    assert together <= (folder / "weights.pt").stat().st_size < twice
 
 
 @pytest.mark.parametrize("pair", each("t5"), indirect=True)
@@ -61,6 +76,8 @@ def test_folders_with_half_of_it(pair: Exported, tmp_path: Path) -> None:
         with pytest.raises(ProgramError):
             Seq2SeqPrograms.load(tmp_path)
         meta.write_text(kept)
-    (tmp_path / "step.pt2").unlink()
-    with pytest.raises(ProgramError, match="step"):
-        Seq2SeqPrograms.load(tmp_path)
+    for file in ("step.pt2", "weights.pt"):
+        (tmp_path / file).rename(tmp_path / "other")
+        with pytest.raises(ProgramError, match=file):
+            Seq2SeqPrograms.load(tmp_path)
+        (tmp_path / "other").rename(tmp_path / file)
