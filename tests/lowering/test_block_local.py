@@ -132,3 +132,183 @@ def test_padding(name: str, capture: str, dynamic: bool, run_passes: Any, same: 
     for length in LENGTHS if dynamic else (150,):
         x, padding = _inputs(length), _padding(length)
         same(done.run(x, padding), model(x, padding))
+
+
+# --- what must stay as it is ----------------------------------------------------------------------------------
+
+
+def _sinks(x: torch.Tensor) -> torch.Tensor:
+    q, k = _qk(x)
+    return (window(x) | (k == 0)) & (k <= q)
+
+
+def _one_more(x: torch.Tensor) -> torch.Tensor:
+    q, k = _qk(x)
+    return window(x) | ((q == 100) & (k == 7))
+
+
+def _growing(x: torch.Tensor) -> torch.Tensor:
+    q, k = _qk(x)
+    return (k <= q) & (2 * k >= q)
+
+
+def _half(x: torch.Tensor) -> torch.Tensor:
+    q, k = _qk(x)
+    return (k <= q) & (k >= q - x.shape[2] // 2)
+
+
+NO_BAND: dict[str, Mask] = {
+    "causal": lambda x: _qk(x)[1] <= _qk(x)[0],
+    "behind alone": lambda x: _qk(x)[1] >= _qk(x)[0] - 4,
+    "attention sinks": _sinks,
+    "one element more": _one_more,
+    "a window that grows": _growing,
+    "half of the sequence": _half,
+    "a head without": lambda x: window(x) | (torch.arange(x.shape[1])[:, None, None] == 1),
+}
+
+
+@pytest.mark.parametrize("name", NO_BAND)
+def test_no_band_no_rewrite(name: str, run_passes: Any, same: Any) -> None:
+    model, x = SelfAttention(NO_BAND[name]), _inputs()
+    done = run_passes(model, (x,), ALONE, "export", True)
+    result = done.result("local")
+    assert not result.changes and not result.refusals
+    same(done.run(x), model(x))
+
+
+class Moving(torch.nn.Module):
+    """A window whose width is an input."""
+
+    def forward(self, x: torch.Tensor, width: torch.Tensor) -> torch.Tensor:
+        q, k = _qk(x)
+        return F.scaled_dot_product_attention(x, x, x, attn_mask=(k <= q) & (k > q - width[0]))
+
+
+def test_a_window_that_moves_with_data_stays(run_passes: Any) -> None:
+    done = run_passes(Moving(), (_inputs(), torch.tensor([3, 4])), ALONE, "export", True)
+    assert not done.result("local").changes
+
+
+class LeftPadded(torch.nn.Module):
+    """Chunks counted from the first real token, as Llama 4 counts them."""
+
+    def forward(self, x: torch.Tensor, left: torch.Tensor) -> torch.Tensor:
+        q, k = _qk(x)
+        start = left[:, None, None, None]
+        return F.scaled_dot_product_attention(x, x, x, attn_mask=((q - start) // 16 == (k - start) // 16) & (k <= q))
+
+
+def test_chunks_counted_from_data_are_a_window(capture: str, run_passes: Any, same: Any) -> None:
+    x, left = _inputs(), torch.tensor([0, 7])
+    done = run_passes(LeftPadded(), (x, left), ALONE, capture, False)
+    (change,) = done.result("local").changes
+    assert "80 keys" in change.what  # 15 behind, rounded up to 16, and a block of 64: no chunks of 16
+    for start in (left, torch.tensor([20, 149])):
+        same(done.run(x, start), LeftPadded()(x, start))
+
+
+class Cross(torch.nn.Module):
+    """Fewer queries than keys."""
+
+    def forward(self, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+        row, column = torch.arange(q.shape[2])[:, None], torch.arange(k.shape[2])[None]
+        return F.scaled_dot_product_attention(q, k, k, attn_mask=(column <= row) & (column > row - 5))
+
+
+def test_other_numbers_of_queries_and_keys_stay(run_passes: Any, same: Any) -> None:
+    q, k = _inputs(100), _inputs(150)
+    done = run_passes(Cross(), (q, k), ALONE, "export", False)
+    assert not done.result("local").changes
+    same(done.run(q, k), Cross()(q, k))
+
+
+def test_a_mean_over_blocked_keys_stays(run_passes: Any, same: Any) -> None:
+    """finfo.min and padding: a query without any key gives the mean over all of them."""
+
+    class Padded(torch.nn.Module):
+        def forward(self, x: torch.Tensor, padding: torch.Tensor) -> torch.Tensor:
+            allowed = window(x) & padding[:, None, None, :].to(torch.bool)
+            mask = torch.where(allowed, 0.0, torch.finfo(torch.float32).min)
+            return F.scaled_dot_product_attention(x, x, x, attn_mask=mask)
+
+    x, padding = _inputs(), _padding(150)
+    done = run_passes(Padded(), (x, padding), ALONE, "export", True)
+    (refusal,) = done.result("local").refusals
+    assert "no key at all" in refusal.reason
+    same(done.run(x, padding), Padded()(x, padding))
+
+
+def test_dropout_stays(run_passes: Any) -> None:
+    class Dropping(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return F.scaled_dot_product_attention(x, x, x, attn_mask=window(x), dropout_p=0.1)
+
+    (refusal,) = run_passes(Dropping(), (_inputs(),), ALONE, "export", True).result("local").refusals
+    assert "dropout" in refusal.reason
+
+
+def test_a_mask_that_is_written_to_stays(run_passes: Any) -> None:
+    class Written(torch.nn.Module):
+        def forward(self, x: torch.Tensor, padding: torch.Tensor) -> torch.Tensor:
+            mask = window(x) & padding[:, None, None, :].to(torch.bool)
+            padding.fill_(1)
+            return F.scaled_dot_product_attention(x, x, x, attn_mask=mask)
+
+    done = run_passes(Written(), (_inputs(), _padding(150)), ALONE, "dynamo", False)
+    assert not done.result("local").changes
+
+
+# --- grouped heads, gradients ---------------------------------------------------------------------------------
+
+
+class Grouped(torch.nn.Module):
+    """Four query heads to two key heads, by the flag or by repeat_kv."""
+
+    def __init__(self, mask: Mask, flag: bool) -> None:
+        super().__init__()
+        self.mask, self.flag = mask, flag
+
+    def forward(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        mask = self.mask(q)
+        if self.flag:
+            return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=0.3, enable_gqa=True)
+        batch, heads, length, _ = k.shape
+        k, v = (
+            t[:, :, None].expand(batch, heads, 2, length, t.shape[-1]).reshape(batch, heads * 2, length, t.shape[-1])
+            for t in (k, v)
+        )
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=0.3)
+
+
+@pytest.mark.parametrize("flag", [True, False])
+@pytest.mark.parametrize("name", ["window of 5", "chunks of 16"])
+def test_grouped_heads(name: str, flag: bool, capture: str, dynamic: bool, run_passes: Any, same: Any) -> None:
+    model = Grouped(MASKS[name], flag)
+    given = [torch.randn(2, 4, 150, 16), torch.randn(2, 2, 150, 16), torch.randn(2, 2, 150, 8)]
+    done = run_passes(model, given, ALONE, capture, dynamic)
+    assert done.result("local").changes, done.result("local").refusals
+    (call,) = (n for n in done.variant.gm.graph.nodes if n.target is torch.ops.attnlower.attention.default)
+    assert call.kwargs["enable_gqa"] or dynamic  # of a dynamic number of heads nothing is folded
+    same(done.run(*given), model(*given))
+
+
+@pytest.mark.parametrize("name", ["window of 5", "both ways", "chunks both ways", "ALiBi on a window"])
+def test_gradients(name: str, dynamic: bool, run_passes: Any, same: Any) -> None:
+    model = SelfAttention(MASKS[name], layers=2)
+    x = _inputs().requires_grad_()
+    done = run_passes(model, (x,), ALONE, "dynamo", dynamic)
+    assert done.result("local").changes
+    weights = torch.randn(150, 16)
+    found, wanted = (torch.autograd.grad((run(x) * weights).sum(), x)[0] for run in (done.run, model))
+    same(found, wanted, 1e-4)
+
+
+def test_gradients_of_rows_without_any_key(run_passes: Any, same: Any) -> None:
+    model = SelfAttention(window, layers=1)
+    x, padding = _inputs().requires_grad_(), _padding(150)
+    done = run_passes(model, (x, padding), ALONE, "dynamo", False)
+    assert done.result("local").changes
+    found, wanted = (torch.autograd.grad(run(x, padding).square().sum(), x)[0] for run in (done.run, model))
+    assert found.isfinite().all()
+    same(found, wanted, 1e-4)
