@@ -7,6 +7,9 @@
 
 from __future__ import annotations
 
+import torch
+
+from ...patterns.bands import Band
 from .work import Work
 
 CHOICES = ("auto", "flex", "local", "dense")
@@ -17,7 +20,28 @@ FLEX_FROM = 2**19
 FLEX_SHARE = 0.8
 """The largest share of blocks at which flex_attention is faster than a dense mask."""
 
+LOCAL_SHARE = 0.6
+"""The largest share of keys per query at which attention over windows is faster than a dense mask."""
+
+LOCAL_BLOCK = 192
+"""Queries that share a window, at least; a chunk is a block of its own."""
+
 
 def flex_is_faster(work: Work) -> bool:
     """True if flex_attention beats attention with the mask tensor."""
     return work.queries * work.keys >= FLEX_FROM and work.visited <= FLEX_SHARE
+
+
+def local_is_faster(work: Work, band: Band) -> bool:
+    """True if attention over windows beats attention with the mask tensor."""
+    met = band.chunk if band.chunk else LOCAL_BLOCK + band.behind + band.ahead
+    return work.queries * work.keys >= FLEX_FROM and met <= LOCAL_SHARE * work.keys
+
+
+def local_beats_flex(band: Band, dtype: torch.dtype) -> bool:
+    """True if attention over windows is faster than flex_attention where both are faster than a dense mask.
+
+    Measured on a CPU (2 cores AMD EPYC, torch 2.13, S=4096, window 512, 8 heads of 64): float32 62 ms against 60 ms,
+    bfloat16 57 ms against 96 ms. Chunks that need no mask take the causal kernel.
+    """
+    return dtype is not torch.float32 or bool(band.chunk and band.exact)

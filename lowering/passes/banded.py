@@ -12,14 +12,17 @@ input that is written to between the mask and the call.
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from functools import partial
 
+from ...patterns.bands import Band, find_band
 from ...patterns.classify import Classification
 from ...patterns.expr import cells
 from ...patterns.masks.full import Full
-from ...patterns.predicate import Predicate
-from ..banded.choice import flex_is_faster
+from ...patterns.metadata import tensor_of
+from ..banded.choice import flex_is_faster, local_beats_flex, local_is_faster
 from ..banded.flex import FlexCalls, flex_obstacle
+from ..banded.local import LocalCalls
 from ..banded.work import Work, work_of
 from ..result import PassResult, Refusal
 from .base import PassContext, Site, for_each_site, refuse, site_obstacle
@@ -33,51 +36,77 @@ class Banded:
 
     def run(self, context: PassContext) -> PassResult:
         """Choose a way for every site that still has its mask."""
-        calls = FlexCalls(context)
-        works: dict[object, Work | None] = {}
-        return for_each_site(context, self.name, lambda context, site: _rewrite(context, site, calls, works))
+        if context.target.banded == "dense":
+            return PassResult(self.name)
+        ways = _Ways(context, FlexCalls(context), LocalCalls(context))
+        return for_each_site(context, self.name, lambda _, site: ways.rewrite(site))
 
 
-def _rewrite(
-    context: PassContext, site: Site, calls: FlexCalls, works: dict[object, Work | None]
-) -> str | Refusal | None:
-    found = site.analysis.classification
-    wanted = context.target.banded
-    if found is None or site.action != "keep" or not site.canonical or wanted == "dense" or not _is_read(found):
-        return None
-    obstacle = site_obstacle(site)
-    if obstacle:
-        return refuse(site, obstacle)
-    predicate = found.predicate
-    key = (predicate.allowed, tuple(predicate.facts.extents.items()))
-    if key not in works:
-        works[key] = work_of(context, site, predicate)
-    work = works[key]
-    if context.target.flex and wanted in ("auto", "flex"):
-        return _flex(context, site, predicate, calls, work)
-    return None
+@dataclass
+class _Ways:
+    """The ways to compute the calls of one graph, with what is known of their masks."""
 
+    context: PassContext
+    flex: FlexCalls
+    local: LocalCalls
+    masks: dict[object, tuple[Work | None, Band | None]] = field(default_factory=dict)
 
-def _flex(
-    context: PassContext, site: Site, predicate: Predicate, calls: FlexCalls, work: Work | None
-) -> str | Refusal | None:
-    if context.target.banded != "flex" and (work is None or not flex_is_faster(work)):
-        return None
-    obstacle = flex_obstacle(context, site, predicate)
-    if obstacle:
-        return refuse(site, obstacle)
-    site.emit = partial(calls.emit, predicate=predicate)
-    site.action = "banded"
-    return f"flex_attention{_share(work)}"
+    def rewrite(self, site: Site) -> str | Refusal | None:
+        """Take the fastest way that is open; None if that is the mask as it is."""
+        found = site.analysis.classification
+        if found is None or site.action != "keep" or not site.canonical or not _is_read(found):
+            return None
+        obstacle = site_obstacle(site)
+        if obstacle:
+            return refuse(site, obstacle)
+        work, band = self._mask(site, found)
+        obstacles: list[str] = []
+        for way in self._order(site, work, band):
+            obstacle = self._obstacle(site, found, band, way)
+            if not obstacle:
+                return self._take(site, found, band, way, work)
+            obstacles.append(obstacle)
+        return refuse(site, "; ".join(dict.fromkeys(obstacles))) if obstacles else None
 
+    def _mask(self, site: Site, found: Classification) -> tuple[Work | None, Band | None]:
+        key = (found.predicate.value, tuple(found.predicate.facts.extents.items()))
+        if key not in self.masks:
+            self.masks[key] = (
+                work_of(self.context, site, found.predicate),
+                find_band(found, self.context.prover) if found.predicate.facts.extents.get("q") is not None else None,
+            )
+        return self.masks[key]
 
-def _share(work: Work | None) -> str:
-    return "" if work is None else f", {100 * work.visited:.0f} % of the blocks at {work.queries} x {work.keys}"
+    def _order(self, site: Site, work: Work | None, band: Band | None) -> list[str]:
+        """The ways worth trying, the fastest first."""
+        target, query = self.context.target, tensor_of(site.analysis.call.query)
+        if target.banded != "auto":
+            return [target.banded]
+        if work is None or query is None:
+            return []
+        ways = ["flex"] if target.flex and flex_is_faster(work) else []
+        if band is not None and local_is_faster(work, band):
+            ways.insert(0 if local_beats_flex(band, query.dtype) else len(ways), "local")
+        return ways
+
+    def _obstacle(self, site: Site, found: Classification, band: Band | None, way: str) -> str:
+        if way == "flex":
+            if not self.context.target.flex:
+                return f"target '{self.context.target.name}' has no flex_attention"
+            return flex_obstacle(self.context, site, found.predicate)
+        return "no band around the diagonal is proved" if band is None else self.local.obstacle(site, band)
+
+    def _take(self, site: Site, found: Classification, band: Band | None, way: str, work: Work | None) -> str:
+        site.action = "banded"
+        if way == "local" and band is not None:
+            return self.local.rewrite(site, band)
+        site.emit = partial(self.flex.emit, predicate=found.predicate)
+        share = "" if work is None else f", {100 * work.visited:.0f} % of the blocks at {work.queries} x {work.keys}"
+        return f"flex_attention{share}"
 
 
 def _is_read(found: Classification) -> bool:
     """True if every pair's fate follows from positions and inputs, and something is blocked."""
-    predicate = found.predicate
     if isinstance(found.template, Full) and not found.data and not found.open:
         return False
-    return all(c.payload.is_input for c in cells(predicate.allowed))
+    return all(c.payload.is_input for c in cells(found.predicate.allowed))
