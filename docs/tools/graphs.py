@@ -69,6 +69,12 @@ def window(length: int) -> torch.Tensor:
     return (apart >= 0) & (apart < 2)
 
 
+def chunks(length: int) -> torch.Tensor:
+    """A boolean mask (length, length): causal within chunks of 64."""
+    position = torch.arange(length)
+    return causal(length) & (position[None, :] // 64 == position[:, None] // 64)
+
+
 def written_out(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
     """Attention by hand."""
     return torch.softmax(q @ k.transpose(2, 3) * 0.5, -1) @ v
@@ -148,6 +154,7 @@ def additive(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
 FLAGS = torch.ones(1, 8, dtype=torch.bool)
 LENGTHS = torch.tensor([5, 8])
 PAIR = dict.fromkeys("qkv", (2, 2, 8, 4))
+LONG = dict.fromkeys("qkv", _heads(length=512))
 CACHED = {"position": torch.tensor([5]), "q": _heads(length=1), "k": _heads(length=16), "v": _heads(length=16)}
 ANY = torch.export.Dim.AUTO
 
@@ -156,6 +163,7 @@ EXAMPLES: Mapping[str, Example] = {
     "drop_mask": Example(plain(lambda n: torch.ones(n, n, dtype=torch.bool)), QKV),
     "mask_to_alignment": Example(plain(causal), QKV),
     "guard_padding": Example(padded, {**QKV, "attention_mask": FLAGS}, assume="attention_mask.all()"),
+    "banded": Example(plain(chunks), LONG, settings={"banded": "local"}),
     "fold_repeat_kv": Example(repeated, {**QKV, "q": _heads(4)}),
     "share_masks": Example(twice, QKV),
     "prefix_keys": Example(cached, CACHED, "inductor", dynamo=True),
