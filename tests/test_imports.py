@@ -28,7 +28,7 @@ EXCEPTIONS: Mapping[str, tuple[str, ...]] = {
     ),
 }
 EXTRAS = {"transformers", "tokenizers", "torch_tensorrt", "tensorrt", "executorch", "matplotlib"}
-USERS_OF_EXTRAS = ("attnlower.lowering.seq2seq", "attnlower.converters", "attnlower.demo")
+USERS_OF_EXTRAS = ("attnlower.lowering.seq2seq", "attnlower.converters", "attnlower.demo", "attnlower.verify_cli")
 
 
 def imported_by(statement: str) -> set[str]:
