@@ -140,6 +140,8 @@ class Report:
 
 def render(report: Report, width: int = 160) -> str:
     """The report as a table of at most `width` columns."""
+    if report == Report():
+        return "attnlower: nothing has been compiled with it in this process"
     from rich.console import Console
     from rich.table import Table
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -50,6 +51,14 @@ def test_the_version_is_stated_once() -> None:
     assert f"## {version}" in (ROOT / "CHANGELOG.md").read_text()
     stated = [p for folder in ("", *FOLDERS) for p in (ROOT / folder).glob("*.py") if f'"{version}"' in p.read_text()]
     assert not stated
+
+
+def test_every_make_target_has_a_line_of_help() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    targets = {t for line in re.findall(r"^\.PHONY:(.*)$", makefile, re.MULTILINE) for t in line.split()}
+    helped = set(re.findall(r"^([a-z-]+):.*## ", makefile, re.MULTILINE))
+    assert targets == helped
+    assert {"venv", "lint", "test", "docs", "sdist", "wheel-check", "demo"} <= targets
 
 
 def test_extras() -> None:

@@ -43,6 +43,12 @@ def test_a_function_and_parameters_without_names() -> None:
     assert site.kinds == {"padding"}
 
 
+def test_a_report_of_nothing_says_so() -> None:
+    assert "nothing has been compiled" in str(attnlower.Report())
+    report = attnlower.explain(lambda x: x + 1, X)
+    assert str(report).startswith("attnlower: 0 attention call(s)")
+
+
 def test_hooks_see_what_was_given_by_position() -> None:
     model = Padded()
     seen: list[int] = []

@@ -114,7 +114,7 @@ def test_long_formulas_are_cut_in_the_table_only() -> None:
 
 def test_an_empty_report() -> None:
     report = attnlower.Report()
-    assert str(report) == "attnlower: 0 attention call(s), target inductor"
+    assert str(report) == "attnlower: nothing has been compiled with it in this process"
     assert json.dumps(report.to_dict())
 
 
