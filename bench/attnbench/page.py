@@ -155,27 +155,22 @@ def _compile_time(rows: list[dict[str, Any]]) -> Iterator[str]:
     def body() -> Iterator[list[str]]:
         for row in rows:
             passes, analysis = (row[key]["spread"]["median"] * 1e3 for key in ("passes", "analysis"))
-            numbers = [f"{passes:.1f}", f"{analysis:.1f}", f"{row['inductor_seconds']:.1f}"]
+            numbers = [f"{passes:.1f}", f"{analysis:.1f}"]
+            both = (row["inductor_seconds"], row["inductor_alone_seconds"])
+            numbers += ["" if seconds is None else f"{seconds:.1f}" for seconds in both]
             yield [
+                str(row["case"]["model"]),
                 str(row["case"]["layers"]),
-                str(row["nodes"]),
+                ", ".join(row["actions"]),
                 *numbers,
                 f"{row['share_of_inductor'] * 100:.2f} %",
                 f"{passes / row['case']['layers']:.2f}",
             ]
 
-    headings = [
-        "layers",
-        "nodes",
-        "passes, ms",
-        "of it reading and proving, ms",
-        "Inductor, s",
-        "share",
-        "ms per layer",
-    ]
-    yield from _table(headings, body())
+    headings = ["model", "layers", "action", "passes, ms", "of it analysis, ms", "Inductor, s", "Inductor alone, s"]
+    yield from _table([*headings, "passes / Inductor", "ms per layer"], body())
     if rows:
-        last = rows[-1]
+        last = max(rows, key=lambda row: int(row["case"]["layers"]))
         yield ""
         yield f"Where it goes at {last['case']['layers']} layers, by cProfile (a stage may contain others):"
         yield ""

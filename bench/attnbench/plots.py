@@ -89,12 +89,15 @@ def _logarithmic(axis: Any, x: list[int], along: str) -> None:
 
 def _compile_time(axis: Any, rows: list[dict[str, Any]], along: str) -> None:
     """attnlower's passes and Inductor's compilation along the number of layers."""
-    x = [row["case"][along] for row in rows]
-    axis.plot(
-        x, [row["inductor_seconds"] for row in rows], color=COLORS["inductor"], marker="o", label="Inductor, cold"
-    )
-    passes = [row["passes"]["spread"]["median"] for row in rows]
-    axis.plot(x, passes, color=COLORS["attnlower"], marker="o", label="attnlower's passes")
+    lines = {
+        "Inductor, cold, the graph as it was": ("eager", lambda row: row["inductor_alone_seconds"]),
+        "Inductor, cold, attnlower's result": ("inductor", lambda row: row["inductor_seconds"]),
+        "attnlower's passes": ("attnlower", lambda row: row["passes"]["spread"]["median"]),
+    }
+    for label, (color, value) in lines.items():
+        points = [(row["case"][along], value(row)) for row in rows if value(row) is not None]
+        if points:
+            axis.plot(*zip(*points, strict=True), color=COLORS[color], marker="o", label=label)
     axis.set_yscale("log")
     axis.set_xlabel(along)
     axis.set_ylabel("seconds")

@@ -126,10 +126,12 @@ def _compile_time(results: Results) -> Iterator[Judged]:
         rows = [row for row in data["rows"] if data["suite"] == "compile_time" and "passes" in row]
         for row in rows:
             yield Judged("passes / Inductor's compilation", f"{name}, {label(row)}", row["share_of_inductor"], 0.03)
-        rows.sort(key=lambda row: row["case"]["layers"])
+        rows.sort(key=lambda row: (row["case"]["model"], row["case"]["layers"]))
         for less, more in itertools.pairwise(rows):
+            if less["case"]["model"] != more["case"]["model"]:
+                continue
             layers = more["case"]["layers"] - less["case"]["layers"]
-            where = f"{name}, layers {less['case']['layers']} to {more['case']['layers']}"
+            where = f"{name}, {label(less)} to {more['case']['layers']}"
             for key, what in (("analysis", "reading and proving"), ("passes", "all of attnlower")):
                 added = more[key]["spread"]["median"] - less[key]["spread"]["median"]
                 yield Judged(f"{what}: ms per further layer", where, added * 1e3 / layers, 1.0)

@@ -1,7 +1,8 @@
 """What attnlower adds to compilation, for models of 2 to 80 layers, beside Inductor's own time on the same graph.
 
-A narrow Qwen2, captured once per number of layers; Inductor compiles attnlower's result cold, with empty caches. Where
-the time goes is told by cProfile in a run of its own: it gives shares only, since profiling slows Python down.
+A narrow Llama (causal) and Mistral (sliding), captured once per number of layers; Inductor compiles attnlower's result
+cold, with empty caches, and for few layers the graph as it was, too. Where the time goes is told by cProfile in a run
+of its own: it gives shares only, since profiling slows Python down.
 There is no physical limit here: Inductor's time is the yardstick.
 """
 
@@ -21,6 +22,7 @@ from torch import fx
 
 import attnlower
 from attnlower import timing
+from attnlower.lowering.copying import copy_graph_module
 from attnlower.lowering.plan import make_plan
 from attnlower.lowering.targets import find_target
 from attnlower.patterns.analyze import analyze
@@ -32,7 +34,19 @@ from ..limits import Peak
 from ..settings import Settings
 from .base import Case
 
-LAYERS = (2, 8, 24, 48, 80)
+LAYERS = {"causal": (2, 8, 24, 48, 80), "sliding": (2, 8)}
+QUICK = {"causal": 2, "sliding": 1}
+FEW = 8
+LENGTH = 2048
+FIELDS = {
+    "hidden_size": 128,
+    "intermediate_size": 128,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 64,
+    "sliding_window": 256,
+}
+TYPES = {"causal": "llama", "sliding": "mistral"}
 ROOT = Path(attnlower.__file__).parent
 STAGES = {
     "find and read": ("patterns/analyze.py", "analyze"),
@@ -51,18 +65,22 @@ class CompileTime:
     """The suite of what compilation costs."""
 
     name: str = "compile_time"
-    title: str = "attnlower's passes beside Inductor's cold compilation of the result; narrow Qwen2 of 2 to 80 layers."
+    title: str = "attnlower's passes beside Inductor's cold compilation of the result; narrow models of 2 to 80 layers."
     axis: str = "layers"
 
     def cases(self, settings: Settings) -> list[Case]:
         """Numbers of layers; `--lengths` are numbers of layers here."""
-        return [{"layers": n} for n in settings.lengths or ((2, 8) if settings.quick else LAYERS)]
+        return [
+            {"model": model, "layers": n}
+            for model, layers in LAYERS.items()
+            for n in settings.lengths or (layers[: QUICK[model]] if settings.quick else layers)
+        ]
 
     def run(self, case: Case, settings: Settings, peak: Peak, tell: Tell) -> dict[str, Any]:
         """Measure one number of layers."""
         layers = int(case["layers"])
         tell(f"capturing {layers} layers")
-        graph, inputs = captured(layers, settings.device)
+        graph, inputs = captured(str(case["model"]), layers, settings.device)
         target = find_target("inductor")
 
         def passes() -> Any:
@@ -75,12 +93,15 @@ class CompileTime:
         tell(f"{layers} layers: profile")
         stages = profile(passes)
         tell(f"{layers} layers: Inductor")
-        seconds = inductor_seconds(plan, inputs)
+        seconds = inductor_seconds((plan.guarded or plan.general).gm, inputs)
+        tell(f"{layers} layers: Inductor on the graph as it was")
+        plain = inductor_seconds(graph, inputs) if layers <= FEW else None
         return {
             "rounds": rounds,
             "passes": {"seconds": list(both.seconds["passes"]), "spread": both.spread("passes").to_dict()},
             "analysis": {"seconds": list(both.seconds["analysis"]), "spread": both.spread("analysis").to_dict()},
             "inductor_seconds": seconds,
+            "inductor_alone_seconds": plain,
             "share_of_inductor": both.spread("passes").median / seconds,
             "nodes": len(graph.graph.nodes),
             "sites": len(plan.report.sites),
@@ -90,36 +111,29 @@ class CompileTime:
         }
 
 
-def captured(layers: int, device: torch.device) -> tuple[fx.GraphModule, list[Any]]:
-    """The Dynamo graph of a narrow Qwen2 called with an attention mask of all ones, and its example inputs."""
-    fields = {
-        "hidden_size": 64,
-        "intermediate_size": 128,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "tie_word_embeddings": True,
-    }
-    model = models.build(models.Widths("narrow", "qwen2", layers, fields), torch.float32, device)
+def captured(kind: str, layers: int, device: torch.device) -> tuple[fx.GraphModule, list[Any]]:
+    """The Dynamo graph of a narrow decoder called with an attention mask of all ones, and its example inputs."""
+    model = models.build(models.Widths("narrow", TYPES[kind], layers, FIELDS), torch.float32, device)
     found: list[tuple[fx.GraphModule, list[Any]]] = []
 
     def backend(gm: fx.GraphModule, example_inputs: list[Any]) -> Callable[..., Any]:
         found.append((gm, example_inputs))
         return gm.forward
 
-    ids = torch.randint(3, models.VOCABULARY, (1, 512), device=device)
+    ids = torch.randint(3, models.VOCABULARY, (1, LENGTH), device=device)
     torch._dynamo.reset()
     torch.compile(model, backend=backend, dynamic=False)(input_ids=ids, attention_mask=ids > 0, use_cache=False)
     ((graph, inputs),) = found
     return graph, inputs
 
 
-def inductor_seconds(plan: Any, inputs: list[Any]) -> float:
-    """The seconds that Inductor takes to compile what attnlower made of a graph, with empty caches."""
+def inductor_seconds(program: fx.GraphModule, inputs: list[Any]) -> float:
+    """The seconds that Inductor takes to compile a graph, with empty caches."""
     from torch._guards import TracingContext, tracing
     from torch._inductor.compile_fx import compile_fx
     from torch._inductor.utils import fresh_cache
 
-    program = (plan.guarded or plan.general).gm
+    program, _ = copy_graph_module(program)
     modes = (t.fake_mode for t in inputs if hasattr(t, "fake_mode"))
     context = TracingContext(next(modes, None))
     gc.collect()
