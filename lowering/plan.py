@@ -12,6 +12,7 @@ from torch import fx
 from ..patterns.analyze import Analysis, SiteAnalysis, analyze
 from ..patterns.conditions import AnyCondition, Condition, ValueCondition
 from ..patterns.constants import same_bits
+from ..patterns.masks.full import Full
 from ..patterns.metadata import buffer_label, tensor_of
 from ..patterns.prover import Prover
 from ..patterns.sizes import traced_size
@@ -19,6 +20,7 @@ from .passes.base import PassContext, Site
 from .passes.guard_padding import guard_obstacle
 from .pipeline import Variant, build_variant
 from .report import Report, build_report
+from .span_attention import span_attention
 from .target import Target
 
 
@@ -74,7 +76,7 @@ def make_plan(
         basis = analysis
     conditions: tuple[AnyCondition, ...] = relied.conditions()
     if guard:
-        conditions += useful_conditions(gm, basis, target)
+        conditions += useful_conditions(gm, basis, target, settled=_settled(general))
     guarded = build_variant(gm, basis, target, conditions) if conditions else None
     if guarded is not None:
         _note_conditions(guarded, relied.conditions())
@@ -204,14 +206,30 @@ def make_assumed_variant(
     return variant, build_report(analysis, variant.sites, None, variant.results, target.name, texts)
 
 
-def useful_conditions(gm: fx.GraphModule, analysis: Analysis, target: Target) -> tuple[Condition, ...]:
-    """Conditions that can be checked before a call and would let some site be rewritten."""
+def _settled(general: Variant) -> frozenset[fx.Node]:
+    """The calls that leave blocked keys out at run time: knowing that there are none would gain them nothing."""
+    return frozenset(s.analysis.call.node for s in general.sites if s.node.target is span_attention)
+
+
+def useful_conditions(
+    gm: fx.GraphModule, analysis: Analysis, target: Target, *, settled: Collection[fx.Node] = ()
+) -> tuple[Condition, ...]:
+    """Conditions that can be checked before a call and would let some site be rewritten.
+
+    Args:
+        gm: the graph.
+        analysis: what its masks mean.
+        target: the backend to be served.
+        settled: calls for which it is not worth a check that their mask is full.
+    """
     placeholders = {n.name for n in gm.graph.nodes if n.op == "placeholder"}
     context = PassContext(gm, {}, [], target)
     found: dict[Condition, None] = {}
     for analysed in analysis.sites:
         classification = analysed.classification
         if classification is None or classification.guard is None:
+            continue
+        if analysed.call.node in settled and isinstance(classification.guard.template, Full):
             continue
         if guard_obstacle(context, Site(analysed, analysed.call.node)):
             continue

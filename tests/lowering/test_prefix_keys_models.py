@@ -83,3 +83,18 @@ def test_under_inductor_the_caches_are_written_in_place(same: Any) -> None:
     assert code.count("torch.ops.attnlower.span_attention.default(") == 2
     allocated = [line for line in code.splitlines() if "empty_strided" in line and f" {CAPACITY}, 8)" in line]
     assert not allocated  # no copy of a cache, and none of its repeated heads
+
+
+def test_generate_hands_its_mask_over_whole() -> None:
+    model, ids = prepared(qwen2), torch.randint(3, 64, (2, 6))
+    padding = torch.ones(2, 6, dtype=torch.long)
+    padding[0, :2] = 0
+    given = {"input_ids": ids, "attention_mask": padding, "max_new_tokens": 12, "do_sample": False}
+    wanted = model.generate(**given)
+    config = transformers.CompileConfig(backend="attnlower", mode=None, options={"target": "eager", "strict": True})
+    config._compile_all_devices = True
+    torch._dynamo.utils.counters.clear()
+    found = model.generate(**given, cache_implementation="static", compile_config=config)
+    assert torch.equal(found, wanted)
+    assert {site.action for site in attnlower.last_report().sites} == {"banded"}
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
