@@ -70,14 +70,14 @@ def _rounded(distance: int) -> int:
 
 
 def window_index(emitter: Emitter, query: fx.Node, found: Cut) -> fx.Node:
-    """The positions (blocks * keys,) of the keys of every window; those outside the sequence are its first or last."""
+    """The positions (blocks, keys) of the keys of every window; those outside the sequence are its first or last."""
     ops, windows = AtenOps(emitter), found.windows
     starts = ops(operator.mul, ops.arange(found.blocks), windows.block)
     places = ops(operator.add, ops.method("unsqueeze", starts, 1), ops.arange(windows.keys))
     places = ops(operator.sub, places, windows.before) if windows.before else places
     last = emitter.integer(operator.sub, emitter.size(query, 2), 1)
-    places = ops(torch.clamp, places, min=0, max=last)
-    return ops.reshaped(places, [ops(operator.mul, found.blocks, windows.keys)])
+    found_places: fx.Node = ops(torch.clamp, places, min=0, max=last)
+    return found_places
 
 
 @dataclass(frozen=True)
@@ -105,15 +105,17 @@ class WindowViews:
             pad = _ATEN.constant_pad_nd.default
             shape, dtype = (batch, heads, full, width), dtype_of_node(tensor)
             tensor = self.emitter.call(pad, tensor, [0, 0, 0, self.cut.padding], 0.0, shape=shape, dtype=dtype)
-        return self._folded(tensor, self.cut.windows.block)
+        sizes = [self._batch, self.emitter.size(tensor, 1), self.cut.blocks, self.cut.windows.block]
+        return self._folded(AtenOps(self.emitter).reshaped(tensor, [*sizes, self.emitter.size(tensor, 3)]))
 
     def windows(self, tensor: fx.Node, index: fx.Node) -> fx.Node:
         """The window of each block, by the positions of its keys."""
         batch, heads, _, width = shape_of_node(tensor)
-        shape = (batch, heads, shape_of_node(index)[0], width)
+        shape = (batch, heads, *shape_of_node(index), width)
         dtype = dtype_of_node(tensor)
-        taken = self.emitter.call(_ATEN.index_select.default, tensor, 2, index, shape=shape, dtype=dtype)
-        return self._folded(taken, self.cut.windows.keys)
+        # with both axes at once: a flat index that is split again costs compilers of dynamic shapes minutes
+        taken = self.emitter.call(_ATEN.index.Tensor, tensor, [None, None, index], shape=shape, dtype=dtype)
+        return self._folded(taken)
 
     def back(self, output: fx.Node, like: fx.Node) -> fx.Node:
         """The sequence (B, H, S, Ev) of blocks, H being the query's heads.
@@ -141,13 +143,12 @@ class WindowViews:
     def _times(self, left: int | fx.Node, right: int | fx.Node) -> int | fx.Node:
         return self.emitter.integer(operator.mul, left, right)
 
-    def _folded(self, tensor: fx.Node, positions: int) -> fx.Node:
-        """(B, H, n * positions, E) as a batch of n times as many."""
-        ops, batch = AtenOps(self.emitter), self._batch
-        heads, width = self.emitter.size(tensor, 1), self.emitter.size(tensor, 3)
-        tensor = ops.reshaped(tensor, [batch, heads, self.cut.blocks, positions, width])
+    def _folded(self, tensor: fx.Node) -> fx.Node:
+        """(B, H, n, positions, E) as a batch of n times as many."""
+        ops, batch, blocks = AtenOps(self.emitter), self._batch, self.cut.blocks
+        heads, positions, width = (self.emitter.size(tensor, axis) for axis in (1, 3, 4))
         if self.heads_hold_batch:
             tensor = ops.permuted(tensor, (2, 0, 1, 3, 4))
-            return ops.reshaped(tensor, [self.cut.blocks, self._times(batch, heads), positions, width])
+            return ops.reshaped(tensor, [blocks, self._times(batch, heads), positions, width])
         tensor = ops.permuted(tensor, (0, 2, 1, 3, 4))
-        return ops.reshaped(tensor, [self._times(batch, self.cut.blocks), heads, positions, width])
+        return ops.reshaped(tensor, [self._times(batch, blocks), heads, positions, width])
