@@ -116,7 +116,8 @@ def _compiled_or_none(
 def _give_up(report: Report, error: Exception) -> None:
     """Record that the graph stays untouched, and warn once per reason."""
     reason = f"{type(error).__name__}: {error}"
-    remember(replace(report, sites=tuple(replace(s, action="keep", conditions=()) for s in report.sites), error=reason))
+    kept = tuple(replace(s, action="keep", conditions=()) for s in report.sites)
+    remember(replace(report, sites=kept, error=reason), instead_of=report)
     log.info("left a graph untouched after an internal error (%s)", reason)
     if reason not in _warned:
         _warned.add(reason)

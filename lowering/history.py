@@ -10,18 +10,25 @@ from dataclasses import replace
 from types import CodeType, FrameType
 from typing import Any
 
+from torch._guards import CompileContext, TraceId
+
 from .report import Report
 
 _lock = threading.Lock()
-_parts: dict[Any, Report] = {}
+_parts: dict[Any, tuple[TraceId | None, list[Report]]] = {}
 _owner: weakref.ref[Any] | None = None
 
 
-def remember(report: Report) -> None:
+def remember(report: Report, instead_of: Report | None = None) -> None:
     """Keep a report as the last one.
 
     With graph breaks Dynamo hands over one compiled callable in pieces (the function, its continuations, functions it
-    calls): they make one report, in which a piece that is compiled again, for other shapes say, counts once.
+    calls): they make one report, in which a piece that is compiled again, for other shapes say, counts once. What is
+    split within one compilation (by DDP, into buckets) counts in all its parts.
+
+    Args:
+        report: what was done to a graph.
+        instead_of: an earlier report on the same graph, which it replaces.
     """
     global _owner
     code, compiled = _being_compiled()
@@ -29,13 +36,17 @@ def remember(report: Report) -> None:
         if compiled is None or _owner is None or _owner() is not compiled:
             _parts.clear()
             _owner = weakref.ref(compiled) if compiled is not None else None
-        _parts[(code.co_filename, code.co_qualname, code.co_firstlineno) if code is not None else None] = report
+        key = (code.co_filename, code.co_qualname, code.co_firstlineno) if code is not None else None
+        compilation = CompileContext.current_trace_id()
+        before, reports = _parts.get(key, (None, []))
+        kept = [r for r in reports if r is not instead_of] if compilation is not None and before == compilation else []
+        _parts[key] = (compilation, [*kept, report])
 
 
 def last_report() -> Report:
     """The report of the last `torch.compile(backend="attnlower")` in this process; an empty one if there was none."""
     with _lock:
-        return merged(_parts.values())
+        return merged(report for _, reports in _parts.values() for report in reports)
 
 
 def merged(reports: Iterable[Report]) -> Report:

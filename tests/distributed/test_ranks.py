@@ -16,7 +16,7 @@ import torch.distributed as dist
 
 HERE = Path(__file__).parent
 EXAMPLE = HERE.parent.parent / "examples" / "data_parallel.py"
-CASES = ("ddp", "fsdp whole", "fsdp by layer", "tensor parallel")
+CASES = ("ddp", "ddp in buckets", "fsdp whole", "fsdp by layer", "tensor parallel")
 PLAN = "hugging face tp_plan"
 
 pytestmark = [
@@ -75,6 +75,8 @@ def test_the_collectives_are_in_the_graphs(found: list[dict[str, Any]]) -> None:
 def test_the_whole_graph_or_one_layer(found: list[dict[str, Any]]) -> None:
     assert len(found[0]["fsdp whole"]["graphs"]) == 1
     assert len(found[0]["fsdp by layer"]["graphs"]) > 1
+    assert len(found[0]["ddp in buckets"]["graphs"]) > 1
+    assert len(found[0]["ddp in buckets"]["actions"]) == 2  # the report has the sites of all pieces
 
 
 @pytest.mark.skipif(

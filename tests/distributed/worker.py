@@ -45,6 +45,12 @@ def data_parallel(model: Any, mesh: DeviceMesh) -> Any:
     return DistributedDataParallel(model)
 
 
+def data_parallel_in_buckets(model: Any, mesh: DeviceMesh) -> Any:
+    """Gradients are reduced in several pieces: Dynamo's DDPOptimizer splits the graph accordingly."""
+    dist._DEFAULT_FIRST_BUCKET_BYTES = 1024  # else the first bucket holds all of this model
+    return DistributedDataParallel(model, bucket_cap_mb=0.01)
+
+
 def fsdp_whole(model: Any, mesh: DeviceMesh) -> Any:
     return fully_shard(model, mesh=mesh)
 
@@ -80,6 +86,7 @@ def hugging_face_plan(model: Any, mesh: DeviceMesh) -> Any:
 CASES: dict[str, tuple[Callable[[Any, DeviceMesh], Any], bool, str]] = {
     # how it is made parallel, whether each rank has rows of its own, target
     "ddp": (data_parallel, True, "eager"),
+    "ddp in buckets": (data_parallel_in_buckets, True, "eager"),
     "ddp inductor": (data_parallel, True, "inductor"),
     "fsdp whole": (fsdp_whole, True, "eager"),
     "fsdp by layer": (fsdp_by_layer, True, "eager"),

@@ -8,8 +8,11 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import fx
 
 import attnlower
+from attnlower.lowering import attnlower_backend
+from attnlower.lowering.copying import copy_graph_module
 
 LOWEST = torch.finfo(torch.float32).min
 EYE = torch.ones(8, 8, dtype=torch.bool)
@@ -93,3 +96,22 @@ def test_not_where_padding_is_to_be_kept(same: Any) -> None:
     x = torch.randn(2, 3, 8, 16)
     same(compiled(padding="keep")(x, CAUSAL), layer(x, CAUSAL))
     assert [s.action for s in attnlower.last_report().sites] == ["keep"]
+
+
+def test_a_piece_of_a_split_graph(same: Any) -> None:
+    """DDP's buckets: the mask comes from another piece, without a value while this one is compiled."""
+
+    def piece(gm: fx.GraphModule, example_inputs: Any) -> Any:
+        split, _ = copy_graph_module(gm)
+        for node in split.graph.find_nodes(op="placeholder"):
+            node.meta.pop("grapharg", None)
+        return attnlower_backend(split, example_inputs, options={"target": "eager", "strict": True})
+
+    x = torch.randn(2, 3, 8, 16)
+    for first in (CAUSAL, EYE[None, None]):
+        torch._dynamo.reset()
+        run = torch.compile(layer, backend=piece)
+        for mask in (first, CAUSAL, EYE[None, None], EYE.tril(1)[None, None]):
+            same(run(x, mask), layer(x, mask))
+        (site,) = attnlower.last_report().sites
+        assert site.conditions == ("input 'mask' keeps its value",)
