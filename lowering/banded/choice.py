@@ -14,8 +14,8 @@ from .work import Work
 
 CHOICES = ("auto", "flex", "local", "dense")
 
-FLEX_FROM = 2**19
-"""Scores per head from which flex_attention is considered."""
+LONG = 2**19
+"""Scores per head from which anything else than a dense mask is considered."""
 
 FLEX_SHARE = 0.8
 """The largest share of blocks at which flex_attention is faster than a dense mask."""
@@ -27,15 +27,20 @@ LOCAL_BLOCK = 192
 """Queries that share a window, at least; a chunk is a block of its own."""
 
 
+def is_long(work: Work) -> bool:
+    """True if there is enough to be saved."""
+    return work.queries * work.keys >= LONG
+
+
 def flex_is_faster(work: Work) -> bool:
     """True if flex_attention beats attention with the mask tensor."""
-    return work.queries * work.keys >= FLEX_FROM and work.visited <= FLEX_SHARE
+    return is_long(work) and work.visited <= FLEX_SHARE
 
 
 def local_is_faster(work: Work, band: Band) -> bool:
     """True if attention over windows beats attention with the mask tensor."""
     met = band.chunk if band.chunk else LOCAL_BLOCK + band.behind + band.ahead
-    return work.queries * work.keys >= FLEX_FROM and met <= LOCAL_SHARE * work.keys
+    return is_long(work) and met <= LOCAL_SHARE * work.keys
 
 
 def local_beats_flex(band: Band, dtype: torch.dtype) -> bool:

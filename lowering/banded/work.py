@@ -46,14 +46,25 @@ class Work:
         return self.rows * self.queries * self.keys
 
 
-def work_of(context: PassContext, site: Site, predicate: Predicate) -> Work | None:
-    """The work of a call; None if the graph was traced without numbers for its sizes."""
+def work_of(context: PassContext, site: Site, predicate: Predicate, least: int = 0) -> Work | None:
+    """The work of a call; None if the graph was traced without numbers for its sizes, or too small ones.
+
+    Args:
+        context: the graph.
+        site: the call.
+        predicate: what its mask means.
+        least: how many scores per head are worth a look.
+    """
     query, key = tensor_of(site.analysis.call.query), tensor_of(site.analysis.call.key)
     if query is None or key is None or tuple(predicate.facts.extents) != ("b", "h", "q", "k"):
         return None
     traced = [traced_size(s) for s in (*query.shape[:3], key.shape[2])]
     extents = dict(zip("bhqk", (s for s in traced if s is not None), strict=False))
-    if len(extents) < 4 or (extents["q"] // BLOCK + 1) * (extents["k"] // BLOCK + 1) > _MOST_BLOCKS:
+    if (
+        len(extents) < 4
+        or extents["q"] * extents["k"] < least
+        or (extents["q"] // BLOCK + 1) * (extents["k"] // BLOCK + 1) > _MOST_BLOCKS
+    ):
         return None
     scope = Scope(EagerOps(), _symbols(context, predicate.allowed), {**extents, "b": 1, "h": 1}, {})
     try:

@@ -20,7 +20,7 @@ from ...patterns.classify import Classification
 from ...patterns.expr import cells
 from ...patterns.masks.full import Full
 from ...patterns.metadata import tensor_of
-from ..banded.choice import flex_is_faster, local_beats_flex, local_is_faster
+from ..banded.choice import LONG, flex_is_faster, local_beats_flex, local_is_faster
 from ..banded.flex import FlexCalls, flex_obstacle
 from ..banded.local import LocalCalls
 from ..banded.work import Work, work_of
@@ -49,60 +49,69 @@ class _Ways:
     context: PassContext
     flex: FlexCalls
     local: LocalCalls
-    masks: dict[object, tuple[Work | None, Band | None]] = field(default_factory=dict)
+    works: dict[object, Work | None] = field(default_factory=dict)
+    bands: dict[object, Band | None] = field(default_factory=dict)
 
     def rewrite(self, site: Site) -> str | Refusal | None:
         """Take the fastest way that is open; None if that is the mask as it is."""
         found = site.analysis.classification
-        if found is None or site.action != "keep" or not site.canonical or not _is_read(found):
+        if found is None or site.action != "keep" or not site.canonical or not _is_read(found) or site_obstacle(site):
             return None
-        obstacle = site_obstacle(site)
-        if obstacle:
-            return refuse(site, obstacle)
-        work, band = self._mask(site, found)
         obstacles: list[str] = []
-        for way in self._order(site, work, band):
-            obstacle = self._obstacle(site, found, band, way)
+        for way in self._order(site, found):
+            obstacle = self._obstacle(site, found, way)
             if not obstacle:
-                return self._take(site, found, band, way, work)
+                return self._take(site, found, way)
             obstacles.append(obstacle)
         return refuse(site, "; ".join(dict.fromkeys(obstacles))) if obstacles else None
 
-    def _mask(self, site: Site, found: Classification) -> tuple[Work | None, Band | None]:
-        key = (found.predicate.value, tuple(found.predicate.facts.extents.items()))
-        if key not in self.masks:
-            self.masks[key] = (
-                work_of(self.context, site, found.predicate),
-                find_band(found, self.context.prover) if found.predicate.facts.extents.get("q") is not None else None,
-            )
-        return self.masks[key]
-
-    def _order(self, site: Site, work: Work | None, band: Band | None) -> list[str]:
+    def _order(self, site: Site, found: Classification) -> list[str]:
         """The ways worth trying, the fastest first."""
         target, query = self.context.target, tensor_of(site.analysis.call.query)
         if target.banded != "auto":
             return [target.banded]
+        work = self._work(site, found)
         if work is None or query is None:
             return []
         ways = ["flex"] if target.flex and flex_is_faster(work) else []
+        band = self._band(found)
         if band is not None and local_is_faster(work, band):
             ways.insert(0 if local_beats_flex(band, query.dtype) else len(ways), "local")
         return ways
 
-    def _obstacle(self, site: Site, found: Classification, band: Band | None, way: str) -> str:
+    def _work(self, site: Site, found: Classification) -> Work | None:
+        key = _key(found)
+        if key not in self.works:
+            least = LONG if self.context.target.banded == "auto" else 0
+            self.works[key] = work_of(self.context, site, found.predicate, least)
+        return self.works[key]
+
+    def _band(self, found: Classification) -> Band | None:
+        key = _key(found)
+        if key not in self.bands:
+            self.bands[key] = find_band(found, self.context.prover)
+        return self.bands[key]
+
+    def _obstacle(self, site: Site, found: Classification, way: str) -> str:
         if way == "flex":
             if not self.context.target.flex:
                 return f"target '{self.context.target.name}' has no flex_attention"
             return flex_obstacle(self.context, site, found.predicate)
+        band = self._band(found)
         return "no band around the diagonal is proved" if band is None else self.local.obstacle(site, band)
 
-    def _take(self, site: Site, found: Classification, band: Band | None, way: str, work: Work | None) -> str:
+    def _take(self, site: Site, found: Classification, way: str) -> str:
         site.action = "banded"
+        band, work = self._band(found) if way == "local" else None, self._work(site, found)
         if way == "local" and band is not None:
             return self.local.rewrite(site, band)
         site.emit = partial(self.flex.emit, predicate=found.predicate)
         share = "" if work is None else f", {100 * work.visited:.0f} % of the blocks at {work.queries} x {work.keys}"
         return f"flex_attention{share}"
+
+
+def _key(found: Classification) -> object:
+    return found.predicate.value, tuple(found.predicate.facts.extents.items())
 
 
 def _is_read(found: Classification) -> bool:

@@ -94,11 +94,11 @@ def _documents() -> Tensor:
 
 
 CASES = {
-    "window": (window, lambda: [], "flex_attention"),
+    "window": (window, list, "flex_attention"),
     "padding": (window, lambda: [_padding()], "flex_attention"),
-    "chunks": (chunks, lambda: [], "blocks of 128 queries"),
+    "chunks": (chunks, list, "blocks of 128 queries"),
     "packed": (packed, lambda: [_documents()], "flex_attention"),
-    "sink": (sink, lambda: [], "flex_attention"),
+    "sink": (sink, list, "flex_attention"),
 }
 
 
@@ -186,7 +186,7 @@ def test_an_input_that_is_written_to_keeps_the_mask() -> None:
 
 
 def test_the_general_variant_is_banded_too() -> None:
-    """Two masks, of which one rests on a guard: after a call with padding the other graph is compiled, blocks and all."""
+    """Of two masks one rests on a guard: after a call with padding the other graph is compiled, blocks and all."""
 
     def both(q: Tensor, k: Tensor, v: Tensor, attention_mask: Tensor) -> Tensor:
         row, column = _grid(q)
