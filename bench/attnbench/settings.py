@@ -8,7 +8,7 @@ import torch
 
 LENGTHS = (512, 2048, 4096, 8192)
 LENGTHS_LOW_PRECISION = (512, 4096)
-QUICK_LENGTHS = (512, 2048)
+QUICK_LENGTHS = (1024,)
 
 
 @dataclass(frozen=True)

@@ -60,7 +60,7 @@ class Decode:
         """Every capacity at several lengths; `--lengths` are capacities here."""
         found: list[Case] = []
         for dtype in settings.dtypes:
-            capacities = settings.lengths or ((512, 2048) if settings.quick else CAPACITIES.get(dtype, (8192,)))
+            capacities = settings.lengths or ((2048,) if settings.quick else CAPACITIES.get(dtype, (8192,)))
             found += [{"dtype": dtype, "capacity": c, "length": n} for c in capacities for n in lengths(c)]
         return found
 
