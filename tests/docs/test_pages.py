@@ -45,6 +45,7 @@ def check(page: Path, blocks: list[pages.Block], folder: Path) -> None:
             assert printed.strip() == block.output.strip(), f"{title(page)}, line {block.line}"
 
 
+@pytest.mark.timeout(900)  # README and the tutorial compile with Inductor: a minute on a machine that is idle
 @pytest.mark.parametrize("page", [p for p in PAGES if kinds(p) & {"python", "sh"}], ids=title)
 def test_blocks(page: Path, tmp_path: Path) -> None:
     if page.name in NEEDS_TRANSFORMERS:
