@@ -57,7 +57,7 @@ def blocks_of(allowed: Expr, parts: Mapping[Part, Any], scope: Scope, block: int
         block: positions in a block.
     """
     ops = scope.ops
-    counts = {axis: ops(operator.floordiv, ops(operator.add, scope.extents[axis], block - 1), block) for axis in "qk"}
+    counts = {axis: _count(scope.extents[axis], block, ops) for axis in "qk"}
     known: dict[Expr, Bounds] = {}
     starts: dict[str, Any] = {}
     for axis in AXES:
@@ -72,9 +72,18 @@ def blocks_of(allowed: Expr, parts: Mapping[Part, Any], scope: Scope, block: int
     for part, tensor in parts.items():
         known[part.expr] = _part_bounds(part, tensor, scope, counts, block)
     always, possibly = _Intervals(scope, known).bounds(allowed)
-    everywhere = ops(operator.and_, *(ops(operator.ge, starts[axis], 0) for axis in "qk"))  # of the grid's shape
-    always, possibly = (ops(operator.and_, everywhere, side) for side in (always, possibly))
+    there = ops(operator.and_, *(ops(operator.lt, starts[axis], scope.extents[axis]) for axis in "qk"))
+    always, possibly = (ops(operator.and_, there, side) for side in (always, possibly))  # of the grid's shape
     return Blocks(always, ops(operator.and_, possibly, ops(torch.logical_not, always)))
+
+
+def _count(extent: Any, block: int, ops: Ops) -> Any:
+    """The number of blocks on an axis; of an unknown size one more, which is empty.
+
+    With a single block tracing would take another path, and the program be compiled again for short sequences.
+    """
+    count = ops(operator.floordiv, ops(operator.add, extent, block - 1), block)
+    return count if isinstance(extent, int) else ops(operator.add, count, 1)
 
 
 def _on_axes(tensor: Any, axes: tuple[str, ...], ops: Ops) -> Any:

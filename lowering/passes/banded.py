@@ -74,9 +74,12 @@ class _Ways:
         if work is None or query is None:
             return []
         ways = ["flex"] if target.flex and flex_is_faster(work) else []
-        band = self._band(found)
+        # compiled for a size that is not known, windows take Inductor minutes
+        patient = not target.flex or found.predicate.facts.extents["q"].is_const
+        band = self._band(found) if patient else None
         if band is not None and local_is_faster(work, band):
-            ways.insert(0 if local_beats_flex(band, query.dtype) else len(ways), "local")
+            calls = sum(s.analysis.classification is found for s in self.context.sites)
+            ways.insert(0 if local_beats_flex(band, query.dtype, calls) else len(ways), "local")
         return ways
 
     def _work(self, site: Site, found: Classification) -> Work | None:

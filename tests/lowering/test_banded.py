@@ -131,6 +131,7 @@ def test_an_unknown_way_is_refused() -> None:
 
 def test_one_program_for_every_length() -> None:
     compiled = _compiled(window, banded="flex", padding="keep")
+    torch._dynamo.utils.counters.clear()
     inputs = [*_qkv(), _padding()]
     for tensor, axis in zip(inputs, (2, 2, 2, 1), strict=True):
         torch._dynamo.mark_dynamic(tensor, axis)
