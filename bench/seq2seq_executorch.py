@@ -36,9 +36,9 @@ def theirs(model: Any, source: int, capacity: int) -> tuple[Method, Method]:
     from executorch.exir import to_edge_transform_and_lower
     from transformers.integrations.executorch import Seq2SeqLMExportableModule
 
-    # the export writes into the model's configs
+    # the export writes into the model's configs; its own example has ten tokens
     module = Seq2SeqLMExportableModule(
-        copy.deepcopy(model), batch_size=1, max_hidden_seq_length=source, max_cache_length=capacity
+        copy.deepcopy(model), batch_size=1, max_hidden_seq_length=max(source, 16), max_cache_length=capacity
     ).export()
     parts = (module.exported_encoder, module.exported_decoder)
     encoder, decoder = (
