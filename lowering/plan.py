@@ -16,6 +16,7 @@ from ..patterns.masks.full import Full
 from ..patterns.metadata import buffer_label, tensor_of
 from ..patterns.prover import Prover
 from ..patterns.sizes import traced_size
+from .passes.banded import chunks_without_data
 from .passes.base import PassContext, Site
 from .passes.guard_padding import guard_obstacle
 from .pipeline import Variant, build_variant
@@ -223,11 +224,21 @@ def useful_conditions(
         settled: calls for which it is not worth a check that their mask is full.
     """
     placeholders = {n.name for n in gm.graph.nodes if n.op == "placeholder"}
-    context = PassContext(gm, {}, [], target)
+    context = PassContext(gm, {n: n for n in gm.graph.nodes}, [], target, prover=analysis.prover)
     found: dict[Condition, None] = {}
+    seen: set[int] = set()
     for analysed in analysis.sites:
         classification = analysed.classification
-        if classification is None or classification.guard is None:
+        if classification is None:
+            continue
+        if classification.guard is None:
+            if id(classification) in seen:
+                continue
+            seen.add(id(classification))
+            chunks = chunks_without_data(
+                context, Site(analysed, analysed.call.node), lambda condition: condition.node in placeholders
+            )
+            found.update(dict.fromkeys(chunks[1] if chunks is not None else ()))
             continue
         if analysed.call.node in settled and isinstance(classification.guard.template, Full):
             continue

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import reduce
 from typing import Any
 
 import torch
 
 from ...patterns import build
-from ...patterns.expr import Expr, Op, Sort, coords, walk
+from ...patterns.expr import Expr, Op, Sort, walk
 from ...patterns.floats import FOLDABLE, math_dtype
 from .ops import Ops
 
@@ -118,20 +118,34 @@ def _cell(expr: Expr, args: Sequence[Any], scope: Scope) -> Any:
 
 
 def _sum(expr: Expr, scope: Scope) -> Any:
-    """A running sum of what does not depend on where it ends, taken at the ends: `sum(body, 0..x + c)`."""
+    """A sum of what does not depend on where it ends: `sum(body, 0..x + c)` for every x, or up to a fixed end."""
     body, last = expr.args
+    ops = scope.ops
+    if not any(e.op is Op.COORD and e.payload == expr.payload for e in walk(body)):
+        raise NotComputable("a sum of equal terms")
+    if not any(e.op is Op.COORD for e in walk(last)):
+        # a new last axis, along which the sum runs
+        values = {n: v if n not in scope.extents else ops.method("unsqueeze", v, -1) for n, v in scope.values.items()}
+        count = ops(operator.add, compute(last, scope), 1)
+        terms = compute(body, _inside(expr, replace(scope, values=values), count))
+        return ops(torch.sum, ops.method("to", terms, torch.int64), -1)
     offset, parts = build.linear_parts(last)
     ends = [a for a in parts if a.op is Op.COORD and a.payload in scope.extents]
-    if len(ends) != 1 or len(parts) != 1 or parts[ends[0]] != 1 or ends[0].payload in coords(body):
+    if len(ends) != 1 or len(parts) != 1 or parts[ends[0]] != 1 or ends[0] in walk(body):
         raise NotComputable("a sum over something else than the positions up to a query or key")
-    ops = scope.ops
-    count = ops(operator.add, scope.extents[ends[0].payload], max(offset, 0))
     # the last axis, that of the query or key, is the one along which the sum runs
-    inner = Scope(ops, {**scope.values, expr.payload: ops.arange(count)}, scope.extents, scope.tensors)
-    running = ops(torch.cumsum, ops.method("to", compute(body, inner), torch.int64), -1)
+    count = ops(operator.add, scope.extents[ends[0].payload], max(offset, 0))
+    terms = compute(body, _inside(expr, scope, count))
+    running = ops(torch.cumsum, ops.method("to", terms, torch.int64), -1)
     places = ops.method("flatten", compute(last, scope))
     taken = ops(torch.index_select, running, -1, ops(torch.clamp, places, min=0))
     return taken if offset >= 0 else ops(torch.where, ops(operator.lt, places, 0), 0, taken)
+
+
+def _inside(expr: Expr, scope: Scope, count: Any) -> Scope:
+    """The scope of a sum's body, with its own coordinate along the last axis."""
+    values = {**scope.values, expr.payload: scope.ops.arange(count)}
+    return Scope(scope.ops, values, {**scope.extents, expr.payload: count}, scope.tensors)
 
 
 def _apply(expr: Expr, args: Sequence[Any], ops: Ops) -> Any:

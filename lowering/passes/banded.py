@@ -12,14 +12,17 @@ input that is written to between the mask and the call.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from ...patterns.bands import Band, find_band
 from ...patterns.classify import Classification
+from ...patterns.conditions import Condition
 from ...patterns.expr import cells
 from ...patterns.masks.full import Full
 from ...patterns.metadata import tensor_of
+from ..banded.assumed import without_data
 from ..banded.choice import LONG, flex_is_faster, local_beats_flex, local_is_faster
 from ..banded.flex import FlexCalls, flex_obstacle
 from ..banded.local import LocalCalls
@@ -51,12 +54,37 @@ class _Ways:
     local: LocalCalls
     works: dict[object, Work | None] = field(default_factory=dict)
     bands: dict[object, Band | None] = field(default_factory=dict)
+    assumed: dict[int, tuple[Classification, tuple[Condition, ...]] | None] = field(default_factory=dict)
 
     def rewrite(self, site: Site) -> str | Refusal | None:
         """Take the fastest way that is open; None if that is the mask as it is."""
         found = site.analysis.classification
-        if found is None or site.action != "keep" or not site.canonical or not _is_read(found) or site_obstacle(site):
+        if found is None or site.action != "keep" or not site.canonical or site_obstacle(site):
             return None
+        chunks = self._assumed_chunks(site, found)
+        if chunks is not None:
+            return chunks
+        return self._by_blocks(site, found) if _is_read(found) else None
+
+    def _assumed_chunks(self, site: Site, found: Classification) -> str | None:
+        """Plain chunks where the assumptions make them that; None if they do not, or nothing comes of it."""
+        if not self.context.assumed:
+            return None
+        if id(found) not in self.assumed:
+            self.assumed[id(found)] = chunks_without_data(self.context, site)
+        simpler = self.assumed[id(found)]
+        if simpler is None:
+            return None
+        given, (classification, conditions) = site.analysis, simpler
+        site.analysis = replace(given, classification=classification)
+        done = self._by_blocks(site, classification)
+        if not isinstance(done, str):
+            site.analysis = given
+            return None
+        site.conditions = conditions
+        return f"{done}, whenever {' and '.join(str(c) for c in conditions)}"
+
+    def _by_blocks(self, site: Site, found: Classification) -> str | Refusal | None:
         obstacles: list[str] = []
         for way in self._order(site, found):
             obstacle = self._obstacle(site, found, way)
@@ -111,6 +139,34 @@ class _Ways:
         site.emit = partial(self.flex.emit, predicate=found.predicate)
         share = "" if work is None else f", {100 * work.visited:.0f} % of the blocks at {work.queries} x {work.keys}"
         return f"flex_attention{share}"
+
+
+def chunks_without_data(
+    context: PassContext, site: Site, usable: Callable[[Condition], bool] | None = None
+) -> tuple[Classification, tuple[Condition, ...]] | None:
+    """A mask that is chunks and nothing else under conditions, and these; None for others, or if nothing is gained.
+
+    Args:
+        context: the graph.
+        site: the call.
+        usable: says which conditions may be relied on; those that the context assumes by default.
+    """
+    found, target = site.analysis.classification, context.target
+    if found is None or "chunked" not in found.kinds or target.banded not in ("auto", "local"):
+        return None
+
+    def assumed(condition: Condition) -> bool:
+        return any(a.implies(condition) for a in context.assumed)
+
+    simpler = without_data(site.analysis, context.prover, usable or assumed)
+    if simpler is None:
+        return None
+    band = find_band(simpler[0], context.prover)
+    if band is None or not band.chunk or not band.exact:
+        return None
+    work = work_of(context, site, simpler[0].predicate)
+    worthwhile = target.banded == "local" or (work is not None and local_is_faster(work, band))
+    return simpler if worthwhile else None
 
 
 def _key(found: Classification) -> object:

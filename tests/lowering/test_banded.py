@@ -225,3 +225,31 @@ def test_blocks_by_intervals_are_those_of_the_mask(length: int, width: int) -> N
                 full, partial = (t[0, 0, i // BLOCK, j // BLOCK].item() for t in (blocks.full, blocks.partial))
                 assert not full or bool(block.all())
                 assert full or partial or not bool(block.any())
+
+
+def padded_chunks(q: Tensor, k: Tensor, v: Tensor, attention_mask: Tensor) -> Tensor:
+    """Causal in chunks of 128 that are counted from the first real token."""
+    row, column = _grid(q)
+    first = (attention_mask.cumsum(-1) == 0).sum(-1)[:, None, None, None]
+    chunk = (column - first) // 128 == (row - first) // 128
+    mask = (column <= row) & chunk & attention_mask[:, None, None, :].bool()
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+
+
+def test_chunks_need_no_mask_while_nothing_is_padded() -> None:
+    compiled = _compiled(padded_chunks)
+    with torch.no_grad():
+        for mask in (torch.ones(2, S, dtype=torch.int64), _padding()):
+            inputs = [*_qkv(), mask]
+            torch.testing.assert_close(compiled(*inputs), padded_chunks(*inputs), atol=1e-5, rtol=1e-5)
+            assert _site().action == "guarded"
+            assert "blocks of 128 queries with 128 keys each, causal, whenever (attention_mask == 1)" in _site().reason
+
+
+def test_chunks_that_move_are_blocks_of_flex_attention() -> None:
+    inputs = [*_qkv(), _padding()]
+    with torch.no_grad():
+        found = _compiled(padded_chunks, padding="keep")(*inputs)
+        torch.testing.assert_close(found, padded_chunks(*inputs), atol=1e-5, rtol=1e-5)
+    assert _site().action == "banded"
+    assert "flex_attention" in _site().reason
