@@ -20,6 +20,9 @@ LONG = 2**19
 FLEX_SHARE = 0.8
 """The largest share of blocks at which flex_attention is faster than a dense mask."""
 
+MANY_CALLS_SHARE = 0.35
+"""The same where a model has many calls, each of which Inductor compiles a kernel for on CPUs."""
+
 LOCAL_SHARE = 0.6
 """The largest share of keys per query at which attention over windows is faster than a dense mask."""
 
@@ -38,9 +41,14 @@ def is_long(work: Work) -> bool:
     return work.queries * work.keys >= LONG
 
 
-def flex_is_faster(work: Work) -> bool:
-    """True if flex_attention beats attention with the mask tensor."""
-    return is_long(work) and work.visited <= FLEX_SHARE
+def flex_is_faster(work: Work, *, patient: bool) -> bool:
+    """True if flex_attention beats attention with the mask tensor by enough.
+
+    Args:
+        work: what the mask leaves to do.
+        patient: many kernels are no matter: they are few, shared, or leave out more than can be known beforehand.
+    """
+    return is_long(work) and work.visited <= (FLEX_SHARE if patient else MANY_CALLS_SHARE)
 
 
 def local_is_faster(work: Work, band: Band) -> bool:

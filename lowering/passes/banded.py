@@ -23,7 +23,7 @@ from ...patterns.expr import cells
 from ...patterns.masks.full import Full
 from ...patterns.metadata import tensor_of
 from ..banded.assumed import without_data
-from ..banded.choice import LONG, flex_is_faster, local_beats_flex, local_is_faster
+from ..banded.choice import FEW_CALLS, LONG, flex_is_faster, local_beats_flex, local_is_faster
 from ..banded.flex import FlexCalls, flex_obstacle
 from ..banded.local import LocalCalls
 from ..banded.work import Work, work_of
@@ -58,8 +58,8 @@ class _Ways:
 
     def rewrite(self, site: Site) -> str | Refusal | None:
         """Take the fastest way that is open; None if that is the mask as it is."""
-        found = site.analysis.classification
-        if found is None or site.action != "keep" or not site.canonical or site_obstacle(site):
+        found, call = site.analysis.classification, site.analysis.call
+        if found is None or not call.terms or site.action != "keep" or not site.canonical or site_obstacle(site):
             return None
         chunks = self._assumed_chunks(site, found)
         if chunks is not None:
@@ -101,12 +101,13 @@ class _Ways:
         work = self._work(site, found)
         if work is None or query is None:
             return []
-        ways = ["flex"] if target.flex and flex_is_faster(work) else []
+        calls = sum(s.analysis.classification is found for s in self.context.sites)
+        patient = calls <= FEW_CALLS or query.device.type != "cpu" or "packed" in found.kinds
+        ways = ["flex"] if target.flex and flex_is_faster(work, patient=patient) else []
         # compiled for a size that is not known, windows take Inductor minutes
-        patient = not target.flex or found.predicate.facts.extents["q"].is_const
-        band = self._band(found) if patient else None
+        known = not target.flex or found.predicate.facts.extents["q"].is_const
+        band = self._band(found) if known else None
         if band is not None and local_is_faster(work, band):
-            calls = sum(s.analysis.classification is found for s in self.context.sites)
             ways.insert(0 if local_beats_flex(band, query.dtype, calls) else len(ways), "local")
         return ways
 

@@ -253,3 +253,44 @@ def test_chunks_that_move_are_blocks_of_flex_attention() -> None:
         torch.testing.assert_close(found, padded_chunks(*inputs), atol=1e-5, rtol=1e-5)
     assert _site().action == "banded"
     assert "flex_attention" in _site().reason
+
+
+def test_a_call_without_a_mask_is_left_to_its_kernel() -> None:
+    def causal(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+
+    with torch.no_grad():
+        _compiled(causal)(*_qkv())
+    assert _site().action == "keep"
+
+
+@pytest.mark.parametrize(("layers", "action"), [(2, "banded"), (6, "keep")])
+def test_many_kernels_must_be_worth_their_compilation(layers: int, action: str) -> None:
+    """Causal with padding leaves out half: a gain in a few layers, and minutes of compilation in many."""
+
+    def model(q: Tensor, k: Tensor, v: Tensor, attention_mask: Tensor) -> Tensor:
+        row, column = _grid(q)
+        mask = (column <= row)[None, None] & attention_mask[:, None, None, :].bool()
+        for _ in range(layers):
+            q = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        return q
+
+    with torch.no_grad():
+        report = _planned(model, [*_qkv(), _padding()])
+    assert {s.action for s in report.sites} == {action}
+
+
+def _planned(model: Attention, inputs: list[Tensor]) -> attnlower.Report:
+    """What the backend would do, without compiling it."""
+    from attnlower.lowering.plan import make_plan
+    from attnlower.lowering.targets import TARGETS
+
+    reports: list[attnlower.Report] = []
+
+    def backend(gm: torch.fx.GraphModule, example_inputs: list[Tensor]) -> object:
+        reports.append(make_plan(gm, TARGETS["inductor"], guard=False).report)
+        return gm.forward
+
+    torch._dynamo.reset()
+    torch.compile(model, backend=backend)(*inputs)
+    return reports[0]
