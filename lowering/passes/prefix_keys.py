@@ -28,7 +28,7 @@ from torch import fx
 
 from ...patterns import build
 from ...patterns.classify import Classification
-from ...patterns.expr import Expr, Op, Sort, cells, coords
+from ...patterns.expr import Expr, Op, Sort, cells, coords, is_positional
 from ...patterns.formula import format_expr
 from ...patterns.key_bounds import bounds_below, is_whole_prefix, key_bound, largest
 from ...patterns.masks.template import Alignment
@@ -97,10 +97,10 @@ def _reach(context: PassContext, found: Classification) -> Reach | None:
     """Which keys are worth leaving out; None if none."""
     predicate = found.predicate
     bound = key_bound(predicate, context.prover)
-    if bound is not None:
+    queries, keys = (predicate.facts.extents[name] for name in ("q", "k"))
+    if bound is not None and not (queries is keys and is_positional(bound)):  # in a square that is a few keys at best
         whole = predicate.bias is None and is_whole_prefix(predicate, bound, context.prover)
         return Reach(f"keys k > {format_expr(bound, 60)}", bound, whole)
-    queries, keys = (predicate.facts.extents[name] for name in ("q", "k"))
     few = queries.is_const and keys.is_const and queries.value <= MOST_QUERIES and queries.value < keys.value
     if few and any("k" in coords(c) for c in _data(predicate.value)):
         return Reach("keys beyond the last one that the mask allows")
