@@ -34,7 +34,7 @@ from ...patterns.key_bounds import bounds_below, is_whole_prefix, key_bound, lar
 from ...patterns.masks.template import Alignment
 from ...patterns.metadata import tensor_of
 from ...patterns.predicate import is_blocked
-from ...patterns.sizes import shape_of
+from ...patterns.sizes import shape_of, traced_size
 from ..result import PassResult, Refusal
 from ..span_attention import key_span, span_attention
 from .base import PassContext, Site, for_each_site, refuse, take_name
@@ -42,6 +42,9 @@ from .sharing import Shared
 
 MOST_QUERIES = 8
 """Queries up to which a mask of which nothing is known is searched for its last key: fewer bytes than one key has."""
+
+LEAST_KEYS = 256
+"""Keys, in the trace, from which it is worth asking at run time how many of them are seen."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,10 @@ class PrefixKeys:
         def rewrite(context: PassContext, site: Site) -> str | Refusal | None:
             found = site.analysis.classification
             if found is None or not site.canonical or site.action != "keep" or not _has_mask(site.node):
+                return None
+            key = tensor_of(site.analysis.call.key)
+            keys = traced_size(key.shape[-2]) if key is not None else None
+            if keys is not None and keys < LEAST_KEYS:
                 return None
             if id(found) not in reaches:
                 reaches[id(found)] = _reach(context, found)

@@ -17,6 +17,12 @@ CAPACITY = 24
 Mask = Callable[..., torch.Tensor]
 
 
+@pytest.fixture(autouse=True)
+def _however_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """These caches are shorter than those for which it is worth the trouble."""
+    monkeypatch.setattr("attnlower.lowering.passes.prefix_keys.LEAST_KEYS", 0)
+
+
 class Step(torch.nn.Module):
     """Queries against a cache under `mask(position, more)`, in some layers."""
 
@@ -266,3 +272,12 @@ def test_the_op_says_what_it_returns() -> None:
     torch.library.opcheck(span_attention, (q, k, k, mask, torch.tensor([2, 7, 0]), None, True))
     torch.library.opcheck(span_attention, (q, k, k, None, torch.tensor([4, 4, 1]), 0.3, True))
     torch.library.opcheck(key_span, (mask, None, False))
+
+
+def test_a_short_cache_is_read_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    model = Step(placed)
+    q, k = tensors(1)
+    with torch.no_grad():
+        compiled(model)(q, k, at(3))
+    assert actions() == ["keep"]

@@ -15,6 +15,12 @@ SIZES = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidd
 HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2}
 
 
+@pytest.fixture(autouse=True)
+def _however_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """These caches are shorter than those for which it is worth the trouble."""
+    monkeypatch.setattr("attnlower.lowering.passes.prefix_keys.LEAST_KEYS", 0)
+
+
 def llama() -> Any:
     return transformers.LlamaForCausalLM(transformers.LlamaConfig(**SIZES, **HEADS))
 
