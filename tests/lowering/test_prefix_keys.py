@@ -276,8 +276,7 @@ def test_the_op_says_what_it_returns() -> None:
 
 def test_a_short_cache_is_read_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
-    model = Step(placed)
-    q, k = tensors(1)
+    q, kv = tensors(1, heads=2)
     with torch.no_grad():
-        compiled(model)(q, k, at(3))
-    assert actions() == ["keep"]
+        compiled(Step(placed))(q, kv, at(3))
+    assert set(actions()) == {"keep"}
