@@ -39,7 +39,7 @@ class Banded:
 
     def run(self, context: PassContext) -> PassResult:
         """Choose a way for every site that still has its mask."""
-        if context.target.banded == "dense":
+        if context.target.banded == "dense" or not context.sites:
             return PassResult(self.name)
         ways = _Ways(context, FlexCalls(context), LocalCalls(context))
         return for_each_site(context, self.name, lambda _, site: ways.rewrite(site))
