@@ -57,8 +57,9 @@ def compile_with_aot_inductor(programs: Seq2SeqPrograms, folder: str | Path | No
         marks[name] = fingerprint(program, made_with=f"aot_inductor {torch.__version__} {sorted(options.items())}")
         if known.get(name) != marks[name] or not package.is_file():
             try:
+                # a copy, as Inductor adds options of its own
                 torch._inductor.aoti_compile_and_package(
-                    program, package_path=str(package), inductor_configs=options or None
+                    program, package_path=str(package), inductor_configs=dict(options) or None
                 )
             except Exception as error:
                 raise BackendError(f"AOTInductor could not compile program '{name}': {error}") from error
