@@ -36,11 +36,6 @@ FEW_CALLS = 4
 """Calls for whose flex_attention kernels it is worth waiting."""
 
 
-def is_long(work: Work) -> bool:
-    """True if there is enough to be saved."""
-    return work.queries * work.keys >= LONG
-
-
 def flex_is_faster(work: Work, *, patient: bool) -> bool:
     """True if flex_attention beats attention with the mask tensor by enough.
 
@@ -48,13 +43,13 @@ def flex_is_faster(work: Work, *, patient: bool) -> bool:
         work: what the mask leaves to do.
         patient: many kernels are no matter: they are few, shared, or leave out more than can be known beforehand.
     """
-    return is_long(work) and work.visited <= (FLEX_SHARE if patient else MANY_CALLS_SHARE)
+    return work.visited <= (FLEX_SHARE if patient else MANY_CALLS_SHARE)
 
 
 def local_is_faster(work: Work, band: Band) -> bool:
     """True if attention over windows beats attention with the mask tensor."""
     met = band.chunk if band.chunk else LOCAL_BLOCK + band.behind + band.ahead
-    return is_long(work) and met <= LOCAL_SHARE * work.keys
+    return met <= LOCAL_SHARE * work.keys
 
 
 def local_beats_flex(band: Band, dtype: torch.dtype, calls: int) -> bool:

@@ -15,15 +15,14 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
 from torch import fx
 
 from ...patterns.calls.canonical import canonical_arguments
-from ...patterns.expr import Expr, Op, cells, walk
+from ...patterns.expr import Expr, Op, cells, sizes, walk
 from ...patterns.metadata import tensor_of, value_of
 from ...patterns.predicate import Predicate
 from ...patterns.sizes import int_expr
@@ -35,75 +34,9 @@ from .block_mask import BLOCK, block_lists, blocks_of
 from .compute import NotComputable, Scope, compute
 from .hoisting import Part, element, parts_of, tensor_of_part
 from .ops import GraphOps
+from .size_symbols import Place, size_places
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-
-
-def flex_obstacle(context: PassContext, site: Site, predicate: Predicate) -> str:
-    """Why a call cannot be flex_attention; empty if it can.
-
-    Args:
-        context: the graph, which is not changed.
-        site: the call.
-        predicate: what its mask means.
-    """
-    call = site.analysis.call
-    query, key, value = (tensor_of(n) for n in (call.query, call.key, call.value))
-    if query is None or key is None or value is None or "example_value" not in call.query.meta:
-        return "flex_attention is for graphs of torch.compile"
-    if tuple(predicate.facts.extents) != ("b", "h", "q", "k"):
-        return "flex_attention takes tensors of rank 4"
-    if query.dtype not in _DTYPES or not (query.dtype == key.dtype == value.dtype):
-        return f"flex_attention does not take {query.dtype}"
-    if query.device.type not in ("cpu", "cuda"):
-        return f"flex_attention is not used on {query.device.type}"
-    if query.device.type == "cpu":
-        if any(t.requires_grad for t in (query, key, value)):
-            return "flex_attention has no backward on CPUs"
-        if not torch.cpu._is_avx2_supported():
-            return "flex_attention needs AVX2 on CPUs"
-    widths = {static_size(t.shape[-1]) for t in (query, key, value)}
-    if None in widths or len(widths) != 1:
-        return "flex_attention needs one static width of heads"
-    if any(static_size(t.shape[1]) is None for t in (query, key)):
-        return "the number of heads is dynamic"
-    if isinstance(call.dropout_p, fx.Node) or call.dropout_p:
-        return "flex_attention has no dropout"
-    if isinstance(call.scale, fx.Node):
-        return "the scale is computed in the graph"
-    if predicate.bias is not None:
-        return "an additive bias stands beside the mask"
-    if not predicate.zeroes_empty_rows and not no_row_is_empty(predicate, context.prover):
-        return "a query may have no key at all, which the mask's finite values treat otherwise"
-    return _formula_obstacle(context, site, predicate)
-
-
-def _formula_obstacle(context: PassContext, site: Site, predicate: Predicate) -> str:
-    try:
-        parts = parts_of(predicate.allowed)
-    except NotComputable as problem:
-        return str(problem)
-    inputs = _inputs(context, predicate.allowed)
-    for cell in cells(predicate.allowed):
-        if not cell.payload.is_input or cell.payload.node not in inputs:
-            return f"'{cell.payload.label}' is not an input, and was not read"
-    tensors = list(inputs.values())
-    first = next(iter(context.gm.graph.nodes))
-    if tensors and Writes(context.gm.graph).may_change(tensors, first, site.node):
-        return "an input that the mask is read from is written to before this call"
-    try:
-        # the whole thing is written down once, for nothing, in a graph of its own
-        trial = fx.Graph()
-        names = {name: trial.placeholder(name) for name in inputs}
-        sizes = {n: trial.placeholder(f"size_{n}") for n in _size_nodes(context, predicate, site)}
-        extents = {axis: trial.placeholder(f"extent_{axis}") for axis in "bhqk"}
-        scope = Scope(GraphOps(trial, torch.device("cpu")), sizes, extents, names)
-        tensor_parts = {part: tensor_of_part(part, scope) for part in parts}
-        blocks_of(predicate.allowed, tensor_parts, scope)
-        _mask_mod(predicate.allowed, parts, sizes)
-    except NotComputable as problem:
-        return str(problem)
-    return ""
 
 
 def _inputs(context: PassContext, allowed: Expr) -> dict[str, fx.Node]:
@@ -112,35 +45,25 @@ def _inputs(context: PassContext, allowed: Expr) -> dict[str, fx.Node]:
     return {old.name: new for old, new in context.nodes.items() if old.op == "placeholder" and old.name in wanted}
 
 
-def _size_nodes(context: PassContext, predicate: Predicate, site: Site) -> dict[str, Any]:
-    """Where each size symbol of the formula is found: a node that is it, or a tensor and the axis that has it."""
-    wanted = {e.payload for e in walk(predicate.allowed) if e.op is Op.SIZE}
-    found: dict[str, Any] = {}
-    if not wanted:
-        return found
-    for old, new in context.nodes.items():
-        if new._erased or not (old.op == "placeholder" or old in (site.analysis.call.query, site.analysis.call.key)):
-            continue
-        value = value_of(old)
-        if isinstance(value, torch.SymInt):
-            size = int_expr(value)
-            if size.op is Op.SIZE and size.payload in wanted:
-                found[size.payload] = new
-        elif isinstance(value, torch.Tensor):
-            for axis, extent in enumerate(value.shape):
-                size = int_expr(extent)
-                if size.op is Op.SIZE and size.payload in wanted:
-                    found.setdefault(size.payload, (new, axis))
-    return found
+def _size_places(context: PassContext, predicate: Predicate, site: Site) -> dict[str, Place]:
+    """Where each size symbol of the formula is found: inputs, or the call's own query and key."""
+    args = canonical_arguments(site.node)
+    inputs = [new for old, new in context.nodes.items() if old.op == "placeholder"]
+    return size_places(sizes(predicate.allowed), [*inputs, args["query"], args["key"]])
 
 
-def _mask_mod(allowed: Expr, parts: tuple[Part, ...], sizes: Any) -> tuple[fx.GraphModule, list[str]]:
+def _mask_key(predicate: Predicate, device: torch.device) -> tuple[Any, ...]:
+    """What two calls must have in common to use one block mask."""
+    return predicate.allowed, tuple(predicate.facts.extents.items()), device
+
+
+def _mask_mod(allowed: Expr, parts: tuple[Part, ...], symbols: Collection[str]) -> tuple[fx.GraphModule, list[str]]:
     """The graph of `mask_mod(b, h, q, k, *parts, *sizes)`, and the names of the sizes it takes."""
     graph = fx.Graph()
     coordinates = {axis: graph.placeholder(axis) for axis in "bhqk"}
     tensors = {part: graph.placeholder(f"part_{i}") for i, part in enumerate(parts)}
     inside = _outside(allowed, {part.expr for part in parts})
-    names = sorted({e.payload for e in inside if e.op is Op.SIZE} & set(sizes))
+    names = sorted({e.payload for e in inside if e.op is Op.SIZE} & set(symbols))
     taken = {name: graph.placeholder(name) for name in names}
     ops = GraphOps(graph, torch.device("cpu"))
     scope = Scope(ops, {**coordinates, **taken}, {}, {})
@@ -179,23 +102,93 @@ def _outside(expr: Expr, parts: set[Expr]) -> list[Expr]:
     return found
 
 
-@dataclass
 class FlexCalls:
-    """Emits flex_attention calls into one graph, and keeps what they share.
+    """Makes flex_attention calls of the calls of one graph, which share what they can.
 
-    Attributes:
-        context: the graph.
+    Args:
+        context: what the pass works on, as it is when the pass starts.
     """
 
-    context: PassContext
-    _masks: dict[Any, Any] = field(default_factory=dict)
-    _score_mod: str = ""
+    def __init__(self, context: PassContext) -> None:
+        self.context = context
+        self._writes = Writes(context.gm.graph)
+        self._first = next(iter(context.gm.graph.nodes))
+        self._obstacles: dict[Any, str] = {}
+        self._masks: dict[Any, Any] = {}
+        self._score_mod = ""
+
+    def obstacle(self, site: Site, predicate: Predicate) -> str:
+        """Why a call cannot be flex_attention; empty if it can.
+
+        Args:
+            site: the call, in the graph as it was when the pass started.
+            predicate: what its mask means.
+        """
+        call = site.analysis.call
+        query, key, value = (tensor_of(n) for n in (call.query, call.key, call.value))
+        if query is None or key is None or value is None or "example_value" not in call.query.meta:
+            return "flex_attention is for graphs of torch.compile"
+        if tuple(predicate.facts.extents) != ("b", "h", "q", "k"):
+            return "flex_attention takes tensors of rank 4"
+        if query.dtype not in _DTYPES or not (query.dtype == key.dtype == value.dtype):
+            return f"flex_attention does not take {query.dtype}"
+        if query.device.type not in ("cpu", "cuda"):
+            return f"flex_attention is not used on {query.device.type}"
+        if query.device.type == "cpu":
+            if any(t.requires_grad for t in (query, key, value)):
+                return "flex_attention has no backward on CPUs"
+            if not torch.cpu._is_avx2_supported():
+                return "flex_attention needs AVX2 on CPUs"
+        widths = {static_size(t.shape[-1]) for t in (query, key, value)}
+        if None in widths or len(widths) != 1:
+            return "flex_attention needs one static width of heads"
+        if any(static_size(t.shape[1]) is None for t in (query, key)):
+            return "the number of heads is dynamic"
+        if isinstance(call.dropout_p, fx.Node) or call.dropout_p:
+            return "flex_attention has no dropout"
+        if isinstance(call.scale, fx.Node):
+            return "the scale is computed in the graph"
+        if predicate.bias is not None:
+            return "an additive bias stands beside the mask"
+        if not predicate.zeroes_empty_rows and not no_row_is_empty(predicate, self.context.prover):
+            return "a query may have no key at all, which the mask's finite values treat otherwise"
+        mask = _mask_key(predicate, query.device)
+        if mask not in self._obstacles:
+            self._obstacles[mask] = self._formula_obstacle(site, predicate)
+        return self._obstacles[mask] or self._write_obstacle(site, predicate)
+
+    def _formula_obstacle(self, site: Site, predicate: Predicate) -> str:
+        """What is in the way in a mask's formula, whichever call it serves."""
+        inputs = _inputs(self.context, predicate.allowed)
+        for cell in cells(predicate.allowed):
+            if not cell.payload.is_input or cell.payload.node not in inputs:
+                return f"'{cell.payload.label}' is not an input, and was not read"
+        try:
+            # the whole thing is written down once, for nothing, in a graph of its own
+            parts = parts_of(predicate.allowed)
+            trial = fx.Graph()
+            names = {name: trial.placeholder(name) for name in inputs}
+            symbols = {n: trial.placeholder(f"size_{n}") for n in _size_places(self.context, predicate, site)}
+            extents = {axis: trial.placeholder(f"extent_{axis}") for axis in "bhqk"}
+            scope = Scope(GraphOps(trial, torch.device("cpu")), symbols, extents, names)
+            tensor_parts = {part: tensor_of_part(part, scope) for part in parts}
+            blocks_of(predicate.allowed, tensor_parts, scope)
+            _mask_mod(predicate.allowed, parts, symbols)
+        except NotComputable as problem:
+            return str(problem)
+        return ""
+
+    def _write_obstacle(self, site: Site, predicate: Predicate) -> str:
+        tensors = list(_inputs(self.context, predicate.allowed).values())
+        if tensors and self._writes.may_change(tensors, self._first, site.node):
+            return "an input that the mask is read from is written to before this call"
+        return ""
 
     def emit(self, site: Site, predicate: Predicate) -> fx.Node:
         """Insert the call before a site's canonical call; the result is the node that holds the output.
 
         Args:
-            site: a call for which `flex_obstacle` found nothing.
+            site: a call for which `obstacle` found nothing.
             predicate: what its mask means.
         """
         graph, node = self.context.gm.graph, site.node
@@ -246,36 +239,34 @@ class FlexCalls:
         return free
 
     def _block_mask(self, site: Site, predicate: Predicate, device: torch.device) -> tuple[str, Any, Any]:
-        extents = tuple(predicate.facts.extents.items())
-        own = site.analysis.call
-        key = (predicate.allowed, extents, device)
+        key = _mask_key(predicate, device)
         if key not in self._masks:
             graph = self.context.gm.graph
             # the first call with this mask stands before all others in the graph
             with graph.inserting_before(site.node):
-                self._masks[key] = self._make_block_mask(site, predicate, device, own.query, own.key)
+                self._masks[key] = self._make_block_mask(site, predicate, device)
         found: tuple[str, Any, Any] = self._masks[key]
         return found
 
-    def _make_block_mask(
-        self, site: Site, predicate: Predicate, device: torch.device, query: fx.Node, key: fx.Node
-    ) -> tuple[str, Any, Any]:
+    def _make_block_mask(self, site: Site, predicate: Predicate, device: torch.device) -> tuple[str, Any, Any]:
         context, graph = self.context, self.context.gm.graph
+        args = canonical_arguments(site.node)  # a later pass may have folded the heads of what the call had at first
+        query, key = args["query"], args["key"]
         ops = GraphOps(graph, device)
         allowed = predicate.allowed
         extents = {
-            axis: self._size(owner, position, ops)
+            axis: _size(owner, position, ops)
             for axis, owner, position in (("b", query, 0), ("h", query, 1), ("q", query, 2), ("k", key, 2))
         }
-        sizes = {
-            name: place if isinstance(place, fx.Node) else ops.method("size", *place)
-            for name, place in _size_nodes(context, predicate, site).items()
+        symbols = {
+            name: node if axis is None else ops.method("size", node, axis)
+            for name, (node, axis) in _size_places(context, predicate, site).items()
         }
-        scope = Scope(ops, sizes, extents, _inputs(context, allowed))
+        scope = Scope(ops, symbols, extents, _inputs(context, allowed))
         parts = parts_of(allowed)
         tensors = {part: tensor_of_part(part, scope) for part in parts}
         blocks = blocks_of(allowed, tensors, scope)
-        module, names = _mask_mod(allowed, parts, sizes)
+        module, names = _mask_mod(allowed, parts, symbols)
         by_query = [block_lists(chosen, ops) for chosen in (blocks.partial, blocks.full)]
         by_key: list[Any] = [None, None, None, None]
         if device.type != "cpu":  # the backward pass goes through the blocks by key
@@ -293,13 +284,14 @@ class FlexCalls:
             with module.graph.inserting_before(_first_computed(module.graph)):
                 module.graph.placeholder(f"length_{number}")
         module.recompile()
-        buffers = (*tensors.values(), *(sizes[n] for n in names), *lengths)
+        buffers = (*tensors.values(), *(symbols[n] for n in names), *lengths)
         return self._add("mask_mod", module), tuple_, buffers
 
-    def _size(self, owner: fx.Node, position: int, ops: GraphOps) -> Any:
-        recorded = tensor_of(owner)
-        static = static_size(recorded.shape[position]) if recorded is not None else None
-        return static if static is not None else ops.method("size", self.context.nodes[owner], position)
+
+def _size(owner: fx.Node, position: int, ops: GraphOps) -> Any:
+    recorded = tensor_of(owner)
+    static = static_size(recorded.shape[position]) if recorded is not None else None
+    return static if static is not None else ops.method("size", owner, position)
 
 
 def _stored(tensor: fx.Node, sizes: list[Any], ops: GraphOps) -> Any:

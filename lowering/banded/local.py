@@ -31,7 +31,7 @@ from ...patterns import build
 from ...patterns.bands import Band
 from ...patterns.calls import TermMode
 from ...patterns.calls.canonical import canonical_arguments
-from ...patterns.expr import Expr, Op, cells, sizes
+from ...patterns.expr import Expr, cells, sizes
 from ...patterns.masks.template import Alignment
 from ...patterns.metadata import tensor_of
 from ...patterns.predicate import Predicate
@@ -44,27 +44,12 @@ from ..passes.nonempty_rows import no_row_is_empty
 from ..passes.sharing import Shared
 from ..passes.writes import Writes
 from .compute import NotComputable
+from .size_symbols import Place, size_places
 from .window_mask import WindowMask, mask_on_windows, write_mask
 from .window_views import Cut, WindowViews, cut, window_index
 
 _ATEN = torch.ops.aten
 _ATTENTION = torch.ops.attnlower.attention.default
-
-
-def local_obstacle(context: PassContext, site: Site, band: Band) -> str:
-    """Why a call cannot be attention over windows; empty if it can.
-
-    Args:
-        context: the graph, which is not changed.
-        site: the call.
-        band: what is proved of its mask.
-    """
-    return LocalCalls(context).obstacle(site, band)
-
-
-def rewrite_local(context: PassContext, site: Site, band: Band) -> str:
-    """Put attention over windows in the place of a call without an obstacle; says what was done."""
-    return LocalCalls(context).rewrite(site, band)
 
 
 class LocalCalls:
@@ -198,14 +183,16 @@ class LocalCalls:
         emitter: Emitter,
         query: fx.Node,
         tensors: Mapping[str, fx.Node],
-        holders: Mapping[str, tuple[fx.Node, int]],
+        holders: Mapping[str, Place],
     ) -> _Written:
         found = cut(emitter, query, band)
         windows = found.windows
         mask = mask_on_windows(_predicate(site), band, windows)
         if mask.is_causal and windows.keys == windows.block and Alignment.UPPER_LEFT in self._context.target.alignments:
             return _Written(found, None, None, Alignment.UPPER_LEFT, heads_hold_batch=False)
-        values: dict[str, Any] = {name: emitter.size(node, axis) for name, (node, axis) in holders.items()}
+        values: dict[str, Any] = {
+            n: node if axis is None else emitter.size(node, axis) for n, (node, axis) in holders.items()
+        }
         together = self._heads_hold_batch(mask, query)
         allowed, bias = write_mask(
             mask, windows, emitter, query, {**values, "i": found.blocks}, tensors, heads_hold_batch=together
@@ -241,17 +228,11 @@ class LocalCalls:
         names = {c.payload.node for c in _cells(predicate)}
         return {name: self._inputs[name] for name in names if name in self._inputs}
 
-    def _holders(self, site: Site) -> dict[str, tuple[fx.Node, int]]:
-        """For each size symbol of a formula a tensor and the axis that has it, where there is one."""
+    def _holders(self, site: Site) -> dict[str, Place]:
+        """Where each size symbol of a formula is found."""
         predicate = _predicate(site)
         wanted = sizes(*_formulas(predicate), predicate.facts.extents["q"])
-        found: dict[str, tuple[fx.Node, int]] = {}
-        for node in (canonical_arguments(site.node)["query"], *self._inputs.values()):
-            for axis, size in enumerate(shape_of_node(node)):
-                symbol = int_expr(size)
-                if symbol.op is Op.SIZE and symbol.payload in wanted:
-                    found.setdefault(symbol.payload, (node, axis))
-        return found
+        return size_places(wanted, (canonical_arguments(site.node)["query"], *self._inputs.values()))
 
     def _is_known(self, site: Site, cell: Expr) -> bool:
         """True if a cell is an element of an input, and not of a value computed in the graph."""

@@ -11,14 +11,15 @@ from dataclasses import dataclass
 
 import torch
 
-from ...patterns.expr import Expr, Op, walk
-from ...patterns.metadata import tensor_of, value_of
+from ...patterns.expr import Expr, sizes
+from ...patterns.metadata import tensor_of
 from ...patterns.predicate import Predicate
-from ...patterns.sizes import int_expr, traced_size
+from ...patterns.sizes import traced_size
 from ..passes.base import PassContext, Site
 from .block_mask import BLOCK, blocks_of
 from .compute import NotComputable, Scope
 from .ops import EagerOps
+from .size_symbols import size_places, traced_place
 
 _MOST_BLOCKS = 2**20
 
@@ -28,22 +29,13 @@ class Work:
     """What a mask leaves to do.
 
     Attributes:
-        rows: batch times heads.
         queries: per head. keys: likewise.
         visited: the share of blocks of 128 queries and 128 keys in which a pair may be allowed.
-        partial: the share of blocks in which, besides, another pair may be blocked.
     """
 
-    rows: int
     queries: int
     keys: int
     visited: float
-    partial: float
-
-    @property
-    def scores(self) -> int:
-        """Pairs of a query and a key, over all heads and the batch."""
-        return self.rows * self.queries * self.keys
 
 
 def work_of(context: PassContext, site: Site, predicate: Predicate, least: int = 0) -> Work | None:
@@ -58,34 +50,22 @@ def work_of(context: PassContext, site: Site, predicate: Predicate, least: int =
     query, key = tensor_of(site.analysis.call.query), tensor_of(site.analysis.call.key)
     if query is None or key is None or tuple(predicate.facts.extents) != ("b", "h", "q", "k"):
         return None
-    traced = [traced_size(s) for s in (*query.shape[:3], key.shape[2])]
-    extents = dict(zip("bhqk", (s for s in traced if s is not None), strict=False))
-    if (
-        len(extents) < 4
-        or extents["q"] * extents["k"] < least
-        or (extents["q"] // BLOCK + 1) * (extents["k"] // BLOCK + 1) > _MOST_BLOCKS
-    ):
+    queries, keys = traced_size(query.shape[2]), traced_size(key.shape[2])
+    if queries is None or keys is None or queries * keys < least:
         return None
-    scope = Scope(EagerOps(), _symbols(context, predicate.allowed), {**extents, "b": 1, "h": 1}, {})
+    if (queries // BLOCK + 1) * (keys // BLOCK + 1) > _MOST_BLOCKS:
+        return None
+    # what depends on batch or head counts as anything, so that one of each will do
+    extents = {"b": 1, "h": 1, "q": queries, "k": keys}
+    scope = Scope(EagerOps(), _symbols(context, predicate.allowed), extents, {})
     try:
         blocks = blocks_of(predicate.allowed, {}, scope)
     except NotComputable:
         return None
-    full, partial = (t.to(torch.float32).mean().item() for t in (blocks.full, blocks.partial))
-    return Work(extents["b"] * extents["h"], extents["q"], extents["k"], full + partial, partial)
+    return Work(queries, keys, (blocks.full | blocks.partial).to(torch.float32).mean().item())
 
 
 def _symbols(context: PassContext, allowed: Expr) -> Mapping[str, int]:
     """What the size symbols of a formula were in the trace."""
-    wanted = {e.payload for e in walk(allowed) if e.op is Op.SIZE}
-    found: dict[str, int] = {}
-    if not wanted:
-        return found
-    for node in context.nodes:
-        value = value_of(node)
-        sizes = value.shape if isinstance(value, torch.Tensor) else (value,) if isinstance(value, torch.SymInt) else ()
-        for size in sizes:
-            symbol, number = int_expr(size), traced_size(size)
-            if symbol.op is Op.SIZE and symbol.payload in wanted and number is not None:
-                found[symbol.payload] = number
-    return found
+    places = size_places(sizes(allowed), context.nodes)
+    return {name: number for name, place in places.items() if (number := traced_place(place)) is not None}

@@ -24,7 +24,7 @@ from ...patterns.masks.full import Full
 from ...patterns.metadata import tensor_of
 from ..banded.assumed import without_data
 from ..banded.choice import FEW_CALLS, LONG, flex_is_faster, local_beats_flex, local_is_faster
-from ..banded.flex import FlexCalls, flex_obstacle
+from ..banded.flex import FlexCalls
 from ..banded.local import LocalCalls
 from ..banded.work import Work, work_of
 from ..result import PassResult, Refusal
@@ -128,7 +128,7 @@ class _Ways:
         if way == "flex":
             if not self.context.target.flex:
                 return f"target '{self.context.target.name}' has no flex_attention"
-            return flex_obstacle(self.context, site, found.predicate)
+            return self.flex.obstacle(site, found.predicate)
         band = self._band(found)
         return "no band around the diagonal is proved" if band is None else self.local.obstacle(site, band)
 
@@ -156,6 +156,10 @@ def chunks_without_data(
     if found is None or "chunked" not in found.kinds or target.banded not in ("auto", "local"):
         return None
 
+    work = work_of(context, site, found.predicate, LONG if target.banded == "auto" else 0)
+    if target.banded == "auto" and work is None:  # before anything is proved
+        return None
+
     def assumed(condition: Condition) -> bool:
         return any(a.implies(condition) for a in context.assumed)
 
@@ -165,7 +169,6 @@ def chunks_without_data(
     band = find_band(simpler[0], context.prover)
     if band is None or not band.chunk or not band.exact:
         return None
-    work = work_of(context, site, simpler[0].predicate)
     worthwhile = target.banded == "local" or (work is not None and local_is_faster(work, band))
     return simpler if worthwhile else None
 

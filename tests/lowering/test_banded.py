@@ -143,6 +143,24 @@ def test_one_program_for_every_length() -> None:
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
 
 
+def test_grouped_heads_of_every_length() -> None:
+    """The copies of key heads go, and with them the tensor whose size the block mask was read from."""
+
+    def grouped(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return window(q, k.repeat_interleave(2, 1), v.repeat_interleave(2, 1))
+
+    q, k, v = _qkv()
+    inputs = [q, k[:, :1].contiguous(), v[:, :1].contiguous()]
+    compiled = _compiled(grouped, banded="flex")
+    for tensor in inputs:
+        torch._dynamo.mark_dynamic(tensor, 2)
+    with torch.no_grad():
+        for length in (S, 300):
+            cut = inputs if length == S else [t[:, :, :length].contiguous() for t in inputs]
+            torch.testing.assert_close(compiled(*cut), grouped(*cut), atol=1e-5, rtol=1e-5)
+    assert _site().action == "banded"
+
+
 def test_training_takes_windows() -> None:
     inputs = [t.requires_grad_() for t in _qkv()]
     out = _compiled(window)(*inputs)
