@@ -28,7 +28,7 @@ class TemplateError(AttnLowerError):
 
 
 class ReadRuleError(AttnLowerError):
-    """A read rule returned something that is no expression, or was registered wrongly."""
+    """A read rule was registered wrongly or returned no expression, or a mask's expression cannot be understood."""
 
 
 class DrawingError(AttnLowerError, ValueError):

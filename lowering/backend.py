@@ -17,6 +17,7 @@ from .history import remember
 from .logs import log, log_report, trace_graph, trace_report
 from .options import BackendOptions, parse_options
 from .passed_masks import causal_masks
+from .pipeline import Variant
 from .plan import Plan, make_plan
 from .report import Report
 from .self_check import SelfCheck
@@ -77,10 +78,10 @@ def plan_or_none(gm: fx.GraphModule, example_inputs: Sequence[Any], chosen: Back
     log_report(plan.report)
     trace_report(plan.report)
     trace_graph("before", gm)
-    if plan.general.changed:
-        trace_graph("after", plan.general.gm)
     if plan.guarded is not None:
         trace_graph("guarded", plan.guarded.gm)
+    elif plan.general.changed:
+        trace_graph("after", plan.general.gm)
     return plan
 
 
@@ -139,16 +140,20 @@ def _lazy_general(plan: Plan, gm: fx.GraphModule, chosen: BackendOptions) -> Cal
     variant goes through torch.compile again and gets guards of its own. Dynamo reads no flex_attention that it did not
     write itself: a variant that has some is made anew, from what Dynamo makes of the untouched graph.
     """
-    anew = any(site.emit is not None for site in plan.general.sites)
-    program = plan.general.gm if plan.general.changed and not anew else gm
-    if chosen.target.compile is run_as_it_is:
-        return lambda: program.forward
     dynamic = any(n.op == "placeholder" and isinstance(_recorded(n), torch.SymInt) for n in gm.graph.nodes)
 
-    def compiler(graph: fx.GraphModule, example_inputs: Sequence[Any]) -> Compiled:
-        return _compile(_general_of(graph, chosen) if anew else graph, example_inputs, chosen)
-
     def make() -> Compiled:
+        general = _general_or_none(plan, chosen)
+        anew = general is not None and any(site.emit is not None for site in general.sites)
+        program = general.gm if general is not None and general.changed and not anew else gm
+        if program is not gm:
+            trace_graph("after", program)
+        if chosen.target.compile is run_as_it_is:
+            return program.forward
+
+        def compiler(graph: fx.GraphModule, example_inputs: Sequence[Any]) -> Compiled:
+            return _compile(_general_of(graph, chosen) if anew else graph, example_inputs, chosen)
+
         unwrapped, floats = unwrap_floats(program)
         compiled = torch.compile(unwrapped, backend=compiler, dynamic=dynamic)
 
@@ -161,6 +166,17 @@ def _lazy_general(plan: Plan, gm: fx.GraphModule, chosen: BackendOptions) -> Cal
         return run
 
     return make
+
+
+def _general_or_none(plan: Plan, chosen: BackendOptions) -> Variant | None:
+    """The general variant; None after an internal error (unless `strict`)."""
+    try:
+        return plan.general
+    except Exception as error:
+        if chosen.strict:
+            raise
+        log.info("left a general variant untouched after an internal error (%s: %s)", type(error).__name__, error)
+        return None
 
 
 def _general_of(graph: fx.GraphModule, chosen: BackendOptions) -> fx.GraphModule:

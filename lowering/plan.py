@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -19,6 +20,7 @@ from ..patterns.sizes import traced_size
 from .passes.banded import chunks_without_data
 from .passes.base import PassContext, Site
 from .passes.guard_padding import guard_obstacle
+from .passes.prefix_keys import may_cut_keys
 from .pipeline import Variant, build_variant
 from .report import Report, build_report
 from .span_attention import span_attention
@@ -30,16 +32,21 @@ class Plan:
     """The variants of a program.
 
     Attributes:
-        general: valid for every input.
+        make_general: makes the variant that is valid for every input; the same at every call.
         guarded: valid whenever all `conditions` hold; None if that would gain nothing.
         conditions: conditions on graph inputs.
         report: what was found and done.
     """
 
-    general: Variant
+    make_general: Callable[[], Variant]
     guarded: Variant | None
     conditions: tuple[AnyCondition, ...]
     report: Report
+
+    @property
+    def general(self) -> Variant:
+        """The variant that is valid for every input, made when it is first asked for."""
+        return self.make_general()
 
 
 def make_plan(
@@ -62,10 +69,10 @@ def make_plan(
     """
     prover = prover or Prover()
     analysis = analyze(gm, prover=prover)
-    general = build_variant(gm, analysis, target)
+    make_general = functools.cache(lambda: build_variant(gm, analysis, target))
     values = _buffer_values(analysis, buffers or {})
     trusting = analyze(gm, prover=prover, constants=values.tensors, origins=values.origins) if values.tensors else None
-    gaining = _gaining(gm, general, trusting, target, values) if trusting is not None else frozenset()
+    gaining = _gaining(gm, make_general(), trusting, target, values) if trusting is not None else frozenset()
     relied = values.only(gaining)
     if trusting is not None and relied.tensors and not _worth_checking(trusting, relied.tensors):
         trusting, relied = _unchecked(trusting, relied.tensors), values.only(())
@@ -77,14 +84,16 @@ def make_plan(
         basis = analysis
     conditions: tuple[AnyCondition, ...] = relied.conditions()
     if guard:
-        conditions += useful_conditions(gm, basis, target, settled=_settled(general))
+        settled = _settled(make_general()) if may_cut_keys(analysis, target) else frozenset()
+        conditions += useful_conditions(gm, basis, target, settled=settled)
     guarded = build_variant(gm, basis, target, conditions) if conditions else None
     if guarded is not None:
         _note_conditions(guarded, relied.conditions())
-    results = (guarded or general).results
-    sites = guarded.sites if guarded else None
-    report = build_report(trusting or analysis, general.sites, sites, results, target.name)
-    return Plan(general, guarded, conditions, report)
+    # what is said of a guarded variant needs no other to compare with, unless it reads buffers by their values
+    general = make_general() if guarded is None or trusting is not None else guarded
+    sites = guarded.sites if guarded is not None else None
+    report = build_report(trusting or analysis, general.sites, sites, (guarded or general).results, target.name)
+    return Plan(make_general, guarded, conditions, report)
 
 
 @dataclass(frozen=True)

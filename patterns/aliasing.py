@@ -5,6 +5,7 @@ Everything is read from schemas, names and recorded storages; where these say no
 
 from __future__ import annotations
 
+import functools
 import operator
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -19,7 +20,11 @@ from .metadata import tensor_of
 
 def op_name(node: fx.Node) -> str:
     """The bare name of what a node calls: ``add`` for `aten.add.Tensor`, `torch.add`, `operator.add` and `x.add`."""
-    target = node.target
+    return name_of(node.target)
+
+
+def name_of(target: Any) -> str:
+    """The bare name of a node's target, as `op_name`."""
     if isinstance(target, str):
         return target
     if isinstance(target, torch._ops.OpOverload):
@@ -48,21 +53,32 @@ def written_tensors(node: fx.Node) -> list[fx.Node]:
     target = node.target
     if isinstance(target, torch._ops.OpOverload):
         return _schema_writes(node, target)
-    name = op_name(node)
     writes: list[Any] = []
-    in_place_operator = target in _PURE_OPERATORS
-    # operator.and_ and or_ end in an underscore because `and` is a keyword; they write nothing
-    in_place_name = name.endswith("_") and not name.endswith("__") and getattr(target, "__module__", "") != "_operator"
-    if name == "setitem" or in_place_operator or in_place_name:
-        writes.append(node.args[0] if node.args else None)
-    if name in ("__setitem__", "__iadd__", "__imul__", "__isub__", "__iand__", "__ior__"):
+    if _writes_first(target) and node.args:
         writes.append(node.args[0])
-    if node.kwargs.get("inplace") is True:
-        writes.append(node.args[0] if node.args else node.kwargs.get("input"))
-    writes.append(node.kwargs.get("out"))
-    if all(w is None for w in writes):  # of nearly every node, and walking a tree takes its time
+    if kwargs := node.kwargs:
+        if kwargs.get("inplace") is True:
+            writes.append(node.args[0] if node.args else kwargs.get("input"))
+        writes.append(kwargs.get("out"))
+    if not writes:  # of nearly every node, and walking a tree takes its time
         return []
     return [w for w in tree_leaves(writes) if isinstance(w, fx.Node)]
+
+
+@functools.lru_cache(maxsize=4096)
+def _writes_first(target: Any) -> bool:
+    """True if a function or method writes into its first argument, by its name: `add_`, `setitem`, `operator.iadd`."""
+    name = name_of(target)
+    # operator.and_ and or_ end in an underscore because `and` is a keyword; they write nothing
+    in_place_name = name.endswith("_") and not name.endswith("__") and getattr(target, "__module__", "") != "_operator"
+    bare = name.removeprefix("__").removesuffix("__")
+    return in_place_name or target in _PURE_OPERATORS or bare in _WRITING_OPERATORS
+
+
+_WRITING_OPERATORS = frozenset(
+    {"setitem", "iadd", "isub", "imul", "imatmul", "itruediv", "ifloordiv", "imod", "ipow", "iand", "ior", "ixor"}
+    | {"ilshift", "irshift"}
+)
 
 
 _PURE_OPERATORS: dict[Any, Any] = {
@@ -115,11 +131,21 @@ def _writes_privately(node: fx.Node, sharing: Mapping[int, int]) -> bool:
 
 
 def _schema_writes(node: fx.Node, target: torch._ops.OpOverload) -> list[fx.Node]:
-    found: list[Any] = []
-    for position, argument in enumerate(target._schema.arguments):
-        if argument.alias_info is not None and argument.alias_info.is_write:
-            found.append(node.args[position] if position < len(node.args) else node.kwargs.get(argument.name))
-    return [w for w in tree_leaves(found) if isinstance(w, fx.Node)]
+    found = [
+        node.args[position] if position < len(node.args) else node.kwargs.get(name)
+        for position, name in _written_arguments(target)
+    ]
+    return [w for w in tree_leaves(found) if isinstance(w, fx.Node)] if found else []
+
+
+@functools.lru_cache(maxsize=4096)
+def _written_arguments(target: torch._ops.OpOverload) -> tuple[tuple[int, str], ...]:
+    """The arguments that an ATen op writes to, by position and name."""
+    return tuple(
+        (position, argument.name)
+        for position, argument in enumerate(target._schema.arguments)
+        if argument.alias_info is not None and argument.alias_info.is_write
+    )
 
 
 def writes_into(writer: fx.Node, inner: set[fx.Node], boundary: set[fx.Node]) -> bool:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from ..errors import ReadRuleError
 from . import build
 from .conditions import Condition, truth_candidates
 from .expr import BOUND, Expr, Op, cells, coords, is_positional, walk
@@ -145,7 +146,10 @@ def find_guard(predicate: Predicate, dtype: torch.dtype, prover: Prover) -> Guar
     if not one_key and {c.payload for c in read} - {c.payload for c in read if _runs_over_keys(c)}:
         return None
     for conditions, value in truth_candidates(predicate.value):
-        simpler = predicate_of(value, dtype, predicate.facts)
+        try:
+            simpler = predicate_of(value, dtype, predicate.facts)
+        except ReadRuleError:
+            continue
         if simpler.bias is not None or cells(simpler.allowed):
             continue
         template, verdict = Recogniser(prover).structure(simpler)

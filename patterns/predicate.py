@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 
+from ..errors import ReadRuleError
 from . import build
-from .expr import Expr, Op, Sort
+from .expr import Expr, Op, Sort, cells
 from .facts import Facts
-from .floats import arithmetic
+from .floats import arithmetic, magnitude
 from .formula import format_expr
 
 COORDINATES = ("b", "h", "q", "k")
@@ -100,6 +102,9 @@ def predicate_of(value: Expr, dtype: torch.dtype, facts: Facts) -> Predicate:
         value: the element at (b, h, q, k).
         dtype: the mask tensor's dtype; decides which finite values count as blocked.
         facts: what is known of sizes and coordinates.
+
+    Raises:
+        ReadRuleError: if blocked values are hidden in arithmetic that is not understood.
     """
     value = tidy(value, facts)
     if value.sort is Sort.BOOL:
@@ -161,7 +166,48 @@ def _split(value: Expr, dtype: torch.dtype, blocked: set[float]) -> tuple[Expr, 
         if any(b is None for b in biases):
             return allowed, None
         return allowed, arithmetic("add", getattr(torch, str(value.payload)[4:]), *(b for b in biases if b is not None))
+    if value.op is Op.APPLY and str(value.payload).partition(":")[0] in ("minimum", "maximum"):
+        return _split_extreme(value, dtype, blocked)
+    if _hides_blocked(value, dtype):
+        raise ReadRuleError(f"which keys are blocked cannot be told from {format_expr(value, 90)}")
     return build.TRUE, value
+
+
+def _split_extreme(value: Expr, dtype: torch.dtype, blocked: set[float]) -> tuple[Expr, Expr | None]:
+    """(allowed, bias) of the smaller or larger of two: blocked if either is, or if both are."""
+    name, _, made_in = str(value.payload).partition(":")
+    (left, left_bias), (right, right_bias) = (_split(a, dtype, blocked) for a in value.args)
+    if name == "minimum":
+        if left_bias is None or right_bias is None:
+            return build.FALSE, None
+        return build.and_(left, right), arithmetic(name, getattr(torch, made_in), left_bias, right_bias)
+    if left_bias is None or right_bias is None:
+        return (right, right_bias) if left_bias is None else (left, left_bias)
+    both = arithmetic(name, getattr(torch, made_in), left_bias, right_bias)
+    return build.or_(left, right), build.ite(left, build.ite(right, both, left_bias), right_bias)
+
+
+def _hides_blocked(value: Expr, dtype: torch.dtype) -> bool:
+    """True if a number is made of an infinity, or of positions and a value that blocks: it may block where it likes.
+
+    What is made of data and such a value, `(1 - attention_mask) * finfo.min`, is called a bias.
+    """
+    positional = not cells(value)
+    pending, seen = [value], set[Expr]()
+    while pending:
+        expr = pending.pop()
+        if expr in seen or expr.sort is Sort.BOOL:
+            continue
+        seen.add(expr)
+        if expr.sort is Sort.INT:
+            low = positional and is_blocked(-magnitude(expr), dtype) and math.isfinite(magnitude(expr))
+        else:
+            low = expr.is_const and (math.isinf(expr.value) or (positional and is_blocked(-abs(expr.value), dtype)))
+        if low:
+            return True
+        if expr.sort is Sort.FLOAT and expr.op is not Op.CELL:
+            pending.extend(expr.args)
+    return False
 
 
 def tidy(expr: Expr, facts: Facts) -> Expr:

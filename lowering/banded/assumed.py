@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import torch
 
+from ...errors import ReadRuleError
 from ...patterns.analyze import SiteAnalysis
 from ...patterns.calls import TermMode
 from ...patterns.classify import Classification, classify
@@ -35,7 +36,10 @@ def without_data(
     for conditions, value in truth_candidates(found.predicate.value):
         if cells(value) or not all(usable(c) for c in conditions):
             continue
-        simpler = predicate_of(value, dtype, found.predicate.facts)
+        try:
+            simpler = predicate_of(value, dtype, found.predicate.facts)
+        except ReadRuleError:
+            continue
         if simpler.bias is None:
             return classify(simpler, dtype, prover), conditions
     return None

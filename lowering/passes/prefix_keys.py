@@ -27,6 +27,7 @@ import torch
 from torch import fx
 
 from ...patterns import build
+from ...patterns.analyze import Analysis, SiteAnalysis
 from ...patterns.classify import Classification
 from ...patterns.expr import Expr, Op, Sort, cells, coords, is_positional
 from ...patterns.formula import format_expr
@@ -34,9 +35,11 @@ from ...patterns.key_bounds import bounds_below, is_whole_prefix, key_bound, lar
 from ...patterns.masks.template import Alignment
 from ...patterns.metadata import tensor_of
 from ...patterns.predicate import is_blocked
+from ...patterns.prover import Prover
 from ...patterns.sizes import shape_of, traced_size
 from ..result import PassResult, Refusal
 from ..span_attention import key_span, span_attention
+from ..target import Target
 from .base import PassContext, Site, for_each_site, refuse, take_name
 from .sharing import Shared
 
@@ -79,12 +82,10 @@ class PrefixKeys:
             found = site.analysis.classification
             if found is None or not site.canonical or site.action != "keep" or not _has_mask(site.node):
                 return None
-            key = tensor_of(site.analysis.call.key)
-            keys = traced_size(key.shape[-2]) if key is not None else None
-            if keys is not None and keys < LEAST_KEYS:
+            if _has_few_keys(site.analysis):
                 return None
             if id(found) not in reaches:
-                reaches[id(found)] = _reach(context, found)
+                reaches[id(found)] = _reach(found, context.prover)
             reach = reaches[id(found)]
             if reach is None:
                 return None
@@ -96,17 +97,31 @@ class PrefixKeys:
         return for_each_site(context, self.name, rewrite)
 
 
+def may_cut_keys(analysis: Analysis, target: Target) -> bool:
+    """True if the pass may find something to do; as good as free."""
+    if not target.span_attention:
+        return False
+    found = {id(s.classification): s.classification for s in analysis.sites if not _has_few_keys(s)}
+    return any(named is not None and _reach(named, analysis.prover) is not None for named in found.values())
+
+
+def _has_few_keys(analysed: SiteAnalysis) -> bool:
+    key = tensor_of(analysed.call.key)
+    keys = traced_size(key.shape[-2]) if key is not None else None
+    return keys is not None and keys < LEAST_KEYS
+
+
 def _has_mask(node: fx.Node) -> bool:
     return node.kwargs.get("mask") is not None or node.kwargs.get("bias") is not None
 
 
-def _reach(context: PassContext, found: Classification) -> Reach | None:
+def _reach(found: Classification, prover: Prover) -> Reach | None:
     """Which keys are worth leaving out; None if none."""
     predicate = found.predicate
-    bound = key_bound(predicate, context.prover)
+    bound = key_bound(predicate, prover)
     queries, keys = (predicate.facts.extents[name] for name in ("q", "k"))
     if bound is not None and not (queries is keys and is_positional(bound)):  # in a square that is a few keys at best
-        whole = predicate.bias is None and is_whole_prefix(predicate, bound, context.prover)
+        whole = predicate.bias is None and is_whole_prefix(predicate, bound, prover)
         return Reach(f"keys k > {format_expr(bound, 60)}", bound, whole)
     few = queries.is_const and keys.is_const and queries.value <= MOST_QUERIES and queries.value < keys.value
     if few and any("k" in coords(c) for c in _data(predicate.value)):

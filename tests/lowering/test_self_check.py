@@ -107,7 +107,7 @@ def test_the_first_wrong_site_is_named_not_those_behind_it(monkeypatch: pytest.M
 def test_the_general_variant_is_checked_too(monkeypatch: pytest.MonkeyPatch, same: Any) -> None:
     def trust_padding(*args: Any, **kwargs: Any) -> Any:
         plan = make_plan(*args, **kwargs)
-        return attnlower.lowering.plan.Plan(plan.guarded, None, (), plan.report)
+        return attnlower.lowering.plan.Plan(lambda: plan.guarded, None, (), plan.report)
 
     monkeypatch.setattr(backend_module, "make_plan", trust_padding)
     x, run = torch.randn(2, 3, 8, 16), compiled(padded)

@@ -131,10 +131,10 @@ def fuzz_completeness(
 
 def _check_member(trace: Trace, position: int, member: Member, rng: Random, tally: Tally) -> None:
     judged = judge(trace, position, tally)
-    if judged is None:
-        return
     tally.counts["programs"] += 1
     tally.counts["equal by construction"] += 1
+    if judged is None:
+        return
     tally.counts[f"family {member.family.name}"] += 1
     missing = shortfall(member, judged)
     if missing:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from attnlower.errors import ReadRuleError
 from attnlower.patterns import Classification
 from attnlower.patterns.biases import unbounded_cells
 from attnlower.patterns.classify import classify
@@ -189,6 +190,9 @@ def judge(trace: Trace, position: int, tally: Tally) -> Judged | None:
         reading = trace.read_mask(node)
         dtype = node.meta["val"].dtype
         found = classify(predicate_of(reading.expr, dtype, reading.facts), dtype, trace.prover)
+    except ReadRuleError:
+        tally.counts["masks that hide what they block"] += 1  # `analyze` calls such a mask unknown
+        return None
     except Exception as error:
         tally.fail("crash", program, None, f"classifying: {type(error).__name__}: {error}")
         return None

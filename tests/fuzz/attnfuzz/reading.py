@@ -94,7 +94,10 @@ class Trace:
         if self.shape_env is None:
             return dict(sizes) == dict(self.programs[0].sizes)
         known = {self.symbols[a]: sizes[a] for a in _AXES if not isinstance(self.symbols[a], int)}
-        return all(bool(g.expr.xreplace(known)) for g in self.shape_env.guards if g.expr.free_symbols <= set(known))
+        try:
+            return all(bool(g.expr.xreplace(known)) for g in self.shape_env.guards if g.expr.free_symbols <= set(known))
+        except ZeroDivisionError:  # `x % size` of a size that is 0
+            return False
 
     def node_values(self, names: set[str], inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """What some nodes of the graph hold for real inputs."""
