@@ -49,7 +49,7 @@ def restore_graph(gm: fx.GraphModule, graph: fx.Graph) -> None:
 def _copy_nodes(source: fx.Graph, graph: fx.Graph) -> dict[fx.Node, fx.Node]:
     """Fill an empty graph with copies of another's nodes, names and all; the map from old to new nodes."""
     nodes: dict[fx.Node, fx.Node] = {}
-    if all(hasattr(graph, name) for name in _INNARDS):
+    if all(hasattr(graph, name) for name in _INNARDS) and hasattr(graph._find_nodes_lookup_table, "table"):
         _insert_copies(source, graph, nodes)
         return nodes
     value = graph.graph_copy(source, nodes)
@@ -70,16 +70,18 @@ def _insert_copies(source: fx.Graph, graph: fx.Graph, nodes: dict[fx.Node, fx.No
     names, taken = graph._graph_namespace, source._graph_namespace
     names._used_names.update(taken._used_names)
     names._base_count.update(taken._base_count)
-    new_of = nodes.__getitem__
+    new_of, insert, table = nodes.__getitem__, graph._insert, graph._find_nodes_lookup_table.table
     for old in source.nodes:
-        args, kwargs = map_arg(old.args, new_of), map_arg(old.kwargs, new_of)
+        args, kwargs = old.args, old.kwargs
+        args = map_arg(args, new_of) if args else ()
+        kwargs = map_arg(kwargs, new_of) if kwargs else {}
         new = fx.Node(graph, old.name, old.op, old.target, args, kwargs, old.type)
         new.meta = dict(old.meta)
         names._obj_to_name[new] = old.name
-        graph._insert(new)
-        graph._find_nodes_lookup_table.insert(new)
-        graph._len += 1
+        insert(new)
+        table[old.op, old.target if old.op == "call_function" else None][new] = None
         nodes[old] = new
+    graph._len += len(nodes)
 
 
 def rename(node: fx.Node, name: str) -> None:

@@ -65,14 +65,15 @@ def written_tensors(node: fx.Node) -> list[fx.Node]:
     return [w for w in tree_leaves(writes) if isinstance(w, fx.Node)]
 
 
-@functools.lru_cache(maxsize=4096)
 def _writes_first(target: Any) -> bool:
     """True if a function or method writes into its first argument, by its name: `add_`, `setitem`, `operator.iadd`."""
     name = name_of(target)
-    # operator.and_ and or_ end in an underscore because `and` is a keyword; they write nothing
-    in_place_name = name.endswith("_") and not name.endswith("__") and getattr(target, "__module__", "") != "_operator"
-    bare = name.removeprefix("__").removesuffix("__")
-    return in_place_name or target in _PURE_OPERATORS or bare in _WRITING_OPERATORS
+    if name.endswith("_"):
+        # operator.and_ and or_ end in an underscore because `and` is a keyword; they write nothing
+        if not name.endswith("__"):
+            return getattr(target, "__module__", "") != "_operator"
+        name = name.removeprefix("__").removesuffix("__")
+    return name in _WRITING_OPERATORS
 
 
 _WRITING_OPERATORS = frozenset(

@@ -9,9 +9,11 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import fx
+from torch._subclasses.fake_tensor import FakeTensor
 
 from ..errors import CaptureError, ReadRuleError
 from . import build
@@ -120,13 +122,12 @@ def analyze(
     """
     started = time.perf_counter()
     calls, misses = find_attention(gm.graph, constants)
-    values = [value_of(n) for n in gm.graph.nodes]
     session = _Session(
         gm=gm,
         prover=prover or Prover(),
         rules=rules or DEFAULT_RULES,
         templates=templates or DEFAULT_TEMPLATES,
-        ranges=ranges if ranges is not None else ranges_of(shape_env_of(values)),
+        ranges=ranges if ranges is not None else ranges_of(_shape_env(gm.graph)),
         origins=origins or {},
     )
     _capture(session, calls, constants)
@@ -134,6 +135,15 @@ def analyze(
     stats = session.prover.stats
     elapsed = (time.perf_counter() - started) * 1e3 - stats.solver_ms - stats.import_ms
     return Analysis(sites, misses, session.captured, elapsed, session.prover)
+
+
+def _shape_env(graph: fx.Graph) -> Any:
+    """The ShapeEnv of a graph: the one that its fake tensors are of, without looking for symbols among all of them."""
+    values = (value_of(n) for n in graph.nodes)
+    for value in values:
+        if isinstance(value, FakeTensor):
+            return value.fake_mode.shape_env
+    return shape_env_of(value_of(n) for n in graph.nodes)
 
 
 def _capture(session: _Session, calls: Sequence[AttentionCall], constants: Mapping[str, torch.Tensor] | None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterable, Mapping
 from weakref import ReferenceType, WeakKeyDictionary, ref
@@ -9,6 +10,7 @@ from weakref import ReferenceType, WeakKeyDictionary, ref
 from .expr import CellRef, Expr, Op, Sort, float_payload, intern_expr
 
 
+@functools.lru_cache(maxsize=4096)
 def const_int(value: int) -> Expr:
     """An integer constant."""
     return intern_expr(Op.CONST, Sort.INT, payload=int(value))

@@ -166,7 +166,7 @@ def _closures(
     order = {node: position for position, node in enumerate(graph.nodes)}
     private = private_writes(graph)
     writers = [n for n in order if n not in private and written_tensors(n)]
-    nesting = [n for n in order if op_name(n) in _NESTING]
+    nesting: list[fx.Node] | None = None
     closures: dict[fx.Node, _Closure] = {}
     refused: dict[fx.Node, str] = {}
     for mask, calls in uses.items():
@@ -179,6 +179,8 @@ def _closures(
             _walk_up(pending, inner, boundary)
             pending = [w for w in before if w not in inner and writes_into(w, inner, boundary)]
             if any(op_name(n) in _BATCHING for n in inner):
+                if nesting is None:
+                    nesting = [n for n in order if op_name(n) in _NESTING]
                 pending += [n for n in nesting if n not in inner and order[n] < max(positions)]
         late = [w for w in before if w in inner and order[w] > min(positions)]
         if late:

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from typing import Any
 
 import torch
 from torch import fx
 
-_MISSING = object()
-
 
 def value_of(node: fx.Node) -> Any:
     """The (fake) value of a node, or None if the graph does not record it."""
-    for key in ("val", "example_value"):
-        found = node.meta.get(key, _MISSING)
-        if found is not _MISSING:
-            return found
-    return None
+    meta = node.meta
+    return meta["val"] if "val" in meta else meta.get("example_value")
 
 
 def tensor_of(node: object) -> torch.Tensor | None:
@@ -33,6 +29,7 @@ def module_path(node: fx.Node) -> str:
     return _clean_path(paths[-1]) if paths else ""
 
 
+@functools.lru_cache(maxsize=1024)
 def _clean_path(path: str) -> str:
     path = re.sub(r"^([LG]\['[^']*'\]|L__self__)\.?", "", path)
     path = re.sub(r"_modules\['([^']*)'\]", r"\1", path)

@@ -25,6 +25,8 @@ def int_expr(value: Any) -> Expr:
     Raises:
         TypeError: for anything else.
     """
+    if type(value) is int:  # as in nearly every graph
+        return build.const_int(value)
     if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
         raise TypeError(f"expected an int or SymInt, got {type(value).__name__}")
     if isinstance(value, torch.SymInt):
@@ -89,7 +91,8 @@ def ranges_of(shape_env: Any) -> dict[str, tuple[int, int | None]]:
     if shape_env is None:
         return {}
     table = getattr(shape_env, "var_to_range", shape_env)
-    return {symbol.name: _finite(bounds) for symbol, bounds in table.items()}
+    # an exported program also bounds sizes that follow from others, such as s27 + 1
+    return {symbol.name: _finite(bounds) for symbol, bounds in table.items() if symbol.is_Symbol}
 
 
 def _finite(bounds: Any) -> tuple[int, int | None]:

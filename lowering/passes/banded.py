@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 
 from ...patterns.bands import Band, find_band
 from ...patterns.classify import Classification
@@ -41,7 +41,7 @@ class Banded:
         """Choose a way for every site that still has its mask."""
         if context.target.banded == "dense" or not context.sites:
             return PassResult(self.name)
-        ways = _Ways(context, FlexCalls(context), LocalCalls(context))
+        ways = _Ways(context)
         return for_each_site(context, self.name, lambda _, site: ways.rewrite(site))
 
 
@@ -50,11 +50,14 @@ class _Ways:
     """The ways to compute the calls of one graph, with what is known of their masks."""
 
     context: PassContext
-    flex: FlexCalls
-    local: LocalCalls
     works: dict[object, Work | None] = field(default_factory=dict)
     bands: dict[object, Band | None] = field(default_factory=dict)
     assumed: dict[int, tuple[Classification, tuple[Condition, ...]] | None] = field(default_factory=dict)
+
+    @cached_property
+    def calls(self) -> tuple[FlexCalls, LocalCalls]:
+        """What rewrites the calls; made when the first mask is found to be banded, before anything is rewritten."""
+        return FlexCalls(self.context), LocalCalls(self.context)
 
     def rewrite(self, site: Site) -> str | Refusal | None:
         """Take the fastest way that is open; None if that is the mask as it is."""
@@ -128,16 +131,16 @@ class _Ways:
         if way == "flex":
             if not self.context.target.flex:
                 return f"target '{self.context.target.name}' has no flex_attention"
-            return self.flex.obstacle(site, found.predicate)
+            return self.calls[0].obstacle(site, found.predicate)
         band = self._band(found)
-        return "no band around the diagonal is proved" if band is None else self.local.obstacle(site, band)
+        return "no band around the diagonal is proved" if band is None else self.calls[1].obstacle(site, band)
 
     def _take(self, site: Site, found: Classification, way: str) -> str:
         site.action = "banded"
         band, work = self._band(found) if way == "local" else None, self._work(site, found)
         if way == "local" and band is not None:
-            return self.local.rewrite(site, band)
-        site.emit = partial(self.flex.emit, predicate=found.predicate)
+            return self.calls[1].rewrite(site, band)
+        site.emit = partial(self.calls[0].emit, predicate=found.predicate)
         share = "" if work is None else f", {100 * work.visited:.0f} % of the blocks at {work.queries} x {work.keys}"
         return f"flex_attention{share}"
 

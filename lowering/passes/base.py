@@ -154,6 +154,12 @@ def rewrite_site(
     }
     if empty_rows != "zeros":
         arguments["empty_rows"] = empty_rows
+    if site.canonical and old.target is torch.ops.attnlower.attention.default:
+        before = old.all_input_nodes
+        old.args, old.kwargs = (query, key, value), arguments
+        for operand in before:
+            erase_if_dead(graph, operand)
+        return
     with graph.inserting_before(old):
         new = graph.call_function(torch.ops.attnlower.attention.default, (query, key, value), arguments)
     new.meta = dict(old.meta)

@@ -23,6 +23,9 @@ _SPELLINGS = {
     "_scaled_dot_product_fused_attention_overrideable": "overrideable",
 }
 
+FUSED = frozenset(_SPELLINGS)
+"""Names of the fused kernels."""
+
 
 def match_fused(node: fx.Node) -> AttentionCall | NearMiss | None:
     """Read a call of a fused attention kernel; None if the node is something else."""

@@ -13,6 +13,7 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.utils._sympy.functions import FloorDiv, Max, Min, Mod, PythonMod
 from torch.utils._sympy.value_ranges import ValueRanges
 
+import attnlower
 from attnlower.patterns import build, evaluate
 from attnlower.patterns.evaluate import EvaluationError
 from attnlower.patterns.expr import Op, Sort, is_positional
@@ -99,3 +100,22 @@ def test_at_least_two_is_not_believed() -> None:
     assert shape_of(value)[1] is build.const_int(3)
     assert shape_env_of([1, value]) is not None
     assert shape_env_of([torch.randn(2), 3]) is None
+
+
+class OneMore(torch.nn.Module):
+    """Its batch is one more than its number of heads, as `reshape` asks of it."""
+
+    def forward(self, query: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        rows = torch.arange(query.shape[1] + 1).reshape(1, query.shape[0])
+        length = torch.arange(query.shape[2])
+        mask = length[None] <= length[:, None]
+        return torch.nn.functional.scaled_dot_product_attention(query, query, query, attn_mask=mask), rows
+
+
+def test_ranges_of_sizes_that_follow_from_others() -> None:
+    query = torch.randn(3, 2, 6, 4)
+    dynamic = dict.fromkeys(range(3), torch.export.Dim.DYNAMIC)
+    lowered = attnlower.lower(torch.export.export(OneMore(), (query,), dynamic_shapes=(dynamic,)))
+    assert [site.action for site in lowered.report.sites] == ["is_causal"]
+    other = torch.randn(5, 4, 9, 4)
+    torch.testing.assert_close(lowered.program.module()(other), OneMore()(other))
