@@ -6,8 +6,8 @@ per attention call and per pass; at DEBUG each change and refusal. torch's switc
 them; so does `logging.getLogger("attnlower").setLevel(level)` with a handler of one's own.
 
 Structured trace: where torch writes one (TORCH_TRACE=FOLDER, which tlparse reads), each compilation has the artifacts
-`attnlower_report` (JSON, as `Report.to_dict`), `attnlower_graph_before`, `attnlower_graph_after` and, where there is a
-variant under conditions, `attnlower_graph_guarded` (Python code with shapes).
+`attnlower_report` (JSON, as `Report.to_dict`), `attnlower_graph_before` and `attnlower_graph_after` (Python code with
+shapes); where there is a variant under conditions, `attnlower_graph_guarded`, and the other one once it is needed.
 """
 
 from __future__ import annotations
