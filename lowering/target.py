@@ -44,6 +44,7 @@ class Target:
             kernels do.
         explicit_alignment: its causal mask starts from the corner that the alignment names, also when Q and K differ.
         flex: compiles flex_attention in a graph of torch.compile.
+        overlapping_keys: its attention reads keys through views that share memory, without a copy, on CPUs.
         banded: how attention under a mask that leaves whole blocks out is computed: "auto", "flex", "local" or "dense".
         span_attention: runs `attnlower::span_attention` from a graph of torch.compile.
         nan_rows: takes calls in which a query without any key gives NaN, as in a plain softmax (`empty_rows="nan"`).
@@ -63,6 +64,7 @@ class Target:
     native_groups: bool = False
     explicit_alignment: bool = False
     flex: bool = False
+    overlapping_keys: bool = False
     banded: str = "auto"
     span_attention: bool = False
     nan_rows: bool = False

@@ -117,7 +117,7 @@ def _captured(
     boundary = [n for n in around if equal.get(n, n) is n]
     sub = _copy_subgraph(gm, {mask: uses[mask] for mask in masks}, inner, boundary, equal, snapshots=mutates)
     values = [_boundary_value(gm, node) for node in boundary]
-    traced = _trace(sub, values, functionalize=mutates)
+    traced = _trace(sub, values if mutates else [_alone(v) for v in values], functionalize=mutates)
     placeholders = [n for n in traced.graph.nodes if n.op == "placeholder"]
     results = tree_leaves(next(n for n in traced.graph.nodes if n.op == "output").args)
     if len(results) != len(masks) or len(placeholders) != len(boundary):
@@ -309,6 +309,18 @@ def _boundary_value(gm: fx.GraphModule, node: fx.Node) -> Any:
             "trace the model with torch.export, torch.compile or make_fx, or run FakeTensorProp on the graph"
         )
     return value
+
+
+def _alone(value: Any) -> Any:
+    """A fake tensor that starts inside its memory, as one with memory of its own: tracing would ask how much there is."""
+    if not isinstance(value, FakeTensor) or value.layout is not torch.strided:
+        return value
+    offset = value.storage_offset()
+    if isinstance(offset, int) and offset == 0:
+        return value
+    env = value.fake_mode.shape_env
+    with value.fake_mode, env.suppress_guards() if env is not None else contextlib.nullcontext():
+        return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=value.device)
 
 
 def _trace(sub: fx.GraphModule, values: Sequence[Any], *, functionalize: bool) -> fx.GraphModule:

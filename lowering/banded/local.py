@@ -37,7 +37,7 @@ from ...patterns.metadata import tensor_of
 from ...patterns.predicate import Predicate
 from ...patterns.sizes import int_expr, shape_of
 from ..passes.base import PassContext, Site, site_obstacle, take_name
-from ..passes.emitting import Emitter, SizeNodes, dtype_of_node, fake_of_shape, shape_of_node
+from ..passes.emitting import Emitter, SizeNodes, dtype_of_node, fake_of_shape, shape_of_node, static_size
 from ..passes.erasing import erase_if_dead
 from ..passes.fold_repeat_kv import fold_heads
 from ..passes.nonempty_rows import no_row_is_empty
@@ -138,6 +138,22 @@ class LocalCalls:
             return str(problem)
         return ""
 
+    def may_overlap(self, site: Site, band: Band) -> bool:
+        """True if windows of keys may be views that share memory, as far as that does not depend on the mask."""
+        args = canonical_arguments(site.node)
+        operands = [tensor_of(args[name]) for name in ("query", "key", "value")]
+        return (
+            self._context.target.overlapping_keys
+            and not band.chunk
+            and all(
+                t is not None
+                and t.device.type == "cpu"
+                and not t.requires_grad  # the gradient of such views is summed element by element
+                and all(static_size(n) is not None for n in t.shape[1:])
+                for t in operands
+            )
+        )
+
     def rewrite(self, site: Site, band: Band) -> str:
         """Put attention over windows in the place of a call without an obstacle; says what was done.
 
@@ -159,6 +175,8 @@ class LocalCalls:
         operands = [views.blocks(query)]
         if windows.keys == windows.block:
             operands += [views.blocks(args[name]) for name in ("key", "value")]
+        elif written.cut.overlapping:
+            operands += [views.overlapping(args[name]) for name in ("key", "value")]
         else:
             key = ("index", windows, emitter.device)
             index = self._shared.get(key, [], old, lambda: window_index(emitter, query, written.cut))
@@ -185,15 +203,19 @@ class LocalCalls:
         tensors: Mapping[str, fx.Node],
         holders: Mapping[str, Place],
     ) -> _Written:
-        found = cut(emitter, query, band)
+        found = cut(emitter, query, band, overlapping=self.may_overlap(site, band))
+        mask = mask_on_windows(_predicate(site), band, found.windows)
+        one_row = int_expr(shape_of_node(query)[0]) is build.ONE
+        if found.overlapping and mask.depends & {"b", "h"} and not one_row:
+            found = cut(emitter, query, band)
+            mask = mask_on_windows(_predicate(site), band, found.windows)
         windows = found.windows
-        mask = mask_on_windows(_predicate(site), band, windows)
         if mask.is_causal and windows.keys == windows.block and Alignment.UPPER_LEFT in self._context.target.alignments:
             return _Written(found, None, None, Alignment.UPPER_LEFT, heads_hold_batch=False)
         values: dict[str, Any] = {
             n: node if axis is None else emitter.size(node, axis) for n, (node, axis) in holders.items()
         }
-        together = self._heads_hold_batch(mask, query)
+        together = not one_row if found.overlapping else self._heads_hold_batch(mask, query)
         allowed, bias = write_mask(
             mask, windows, emitter, query, {**values, "i": found.blocks}, tensors, heads_hold_batch=together
         )
@@ -221,7 +243,8 @@ class LocalCalls:
         extents = tuple(predicate.facts.extents.items())
         shape = shape_of(query)[:3] if query is not None else ()
         device = query.device if query is not None else None
-        return predicate.allowed, predicate.bias, extents, shape, band, _mask_dtype(site), device
+        overlapping = self.may_overlap(site, band)
+        return predicate.allowed, predicate.bias, extents, shape, band, _mask_dtype(site), device, overlapping
 
     def _tensors(self, predicate: Predicate) -> dict[str, fx.Node]:
         """The inputs that a formula reads, by the names of its cells."""

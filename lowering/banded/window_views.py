@@ -1,4 +1,8 @@
-"""A sequence in blocks and windows, and back: views, and one copy of the keys that windows share."""
+"""A sequence in blocks and windows, and back: views, and one copy of the keys.
+
+Where a backend reads keys through views that share memory, windows are such views, and the copy only has room at both
+ends. Elsewhere each window has a copy of its own.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +17,8 @@ from ...patterns.metadata import value_of
 from ...patterns.sizes import int_expr
 from ..passes.emitting import Emitter, Size, dtype_of_node, shape_of_node, static_size
 from .aten_ops import AtenOps
+from .choice import COPIED_BLOCK, OVERLAPPING_BLOCK
+from .compute import NotComputable
 from .window_mask import Windows
 
 _ATEN = torch.ops.aten
@@ -28,33 +34,37 @@ class Cut:
         windows: the lengths.
         blocks: the number of blocks.
         padding: how many positions the last block has behind the sequence.
+        overlapping: windows are views that share memory.
     """
 
     windows: Windows
     blocks: int | fx.Node
     padding: int | fx.Node
+    overlapping: bool = False
 
 
-def block_length(band: Band, length: Size) -> int:
-    """Queries per block for a number of queries.
-
-    Measured on two CPU cores: of windows of 512 keys at 4096 queries, blocks of 192 and 256 take least (47 and 49 ms;
-    62 for 128, 58 for 384, 65 for 512): longer ones compute more pairs, shorter ones use smaller tiles.
-    """
+def block_length(band: Band, length: Size, *, overlapping: bool = False) -> int:
+    """Queries per block for a number of queries."""
     if band.chunk:
         return band.chunk
-    block = next((b for b in (64, 128) if band.width <= b), 192)
-    static = static_size(length)
+    copied = next((b for b in (64, 128) if band.width <= b), COPIED_BLOCK)
+    block, static = OVERLAPPING_BLOCK if overlapping else copied, static_size(length)
     return block if static is None else max(1, min(block, static))
 
 
-def cut(emitter: Emitter, query: fx.Node, band: Band) -> Cut:
+def cut(emitter: Emitter, query: fx.Node, band: Band, *, overlapping: bool = False) -> Cut:
     """Cut the sequence of a query (B, H, S, E) for a band.
+
+    Args:
+        emitter: inserts what computes sizes.
+        query: the query.
+        band: what a query sees.
+        overlapping: windows are to be views that share memory.
 
     A dynamic number of blocks is at least two, whatever the length: tracing would specialise on one.
     """
     length = shape_of_node(query)[2]
-    block = block_length(band, length)
+    block = block_length(band, length, overlapping=overlapping)
     size = emitter.size(query, 2)
     more = block - 1 if isinstance(size, int) else 2 * block - 1
     blocks = emitter.integer(operator.floordiv, emitter.integer(operator.add, size, more), block)
@@ -62,7 +72,7 @@ def cut(emitter: Emitter, query: fx.Node, band: Band) -> Cut:
     before, after = (0, 0) if band.chunk else (_rounded(band.behind), _rounded(band.ahead))
     count = value_of(blocks) if isinstance(blocks, fx.Node) else blocks
     windows = Windows(block, before, after, int_expr(count), int_expr(length), whole=padding == 0)
-    return Cut(windows, blocks, padding)
+    return Cut(windows, blocks, padding, overlapping)
 
 
 def _rounded(distance: int) -> int:
@@ -109,13 +119,31 @@ class WindowViews:
         return self._folded(AtenOps(self.emitter).reshaped(tensor, [*sizes, self.emitter.size(tensor, 3)]))
 
     def windows(self, tensor: fx.Node, index: fx.Node) -> fx.Node:
-        """The window of each block, by the positions of its keys."""
+        """The window of each block, copied by the positions of its keys."""
         batch, heads, _, width = shape_of_node(tensor)
         shape = (batch, heads, *shape_of_node(index), width)
         dtype = dtype_of_node(tensor)
         # with both axes at once: a flat index that is split again costs compilers of dynamic shapes minutes
         taken = self.emitter.call(_ATEN.index.Tensor, tensor, [None, None, index], shape=shape, dtype=dtype)
         return self._folded(taken)
+
+    def overlapping(self, tensor: fx.Node) -> fx.Node:
+        """The window of each block as a view: (n, B * H, keys, E), which is (B * n, H, keys, E) for a batch of one."""
+        windows, blocks = self.cut.windows, self.cut.blocks
+        batch, heads, length, width = shape_of_node(tensor)
+        if not isinstance(blocks, int) or not isinstance(length, int) or not isinstance(width, int):
+            raise NotComputable("windows are views of a tensor with static sizes only")
+        total = windows.before + blocks * windows.block + windows.after
+        room = [0, 0, windows.before, total - windows.before - length]
+        shape, dtype = (batch, heads, total, width), dtype_of_node(tensor)
+        padded = self.emitter.call(_ATEN.constant_pad_nd.default, tensor, room, 0.0, shape=shape, dtype=dtype)
+        # as_strided counts on these strides, whatever those of the tensor were
+        memory_format = torch.contiguous_format
+        copy = self.emitter.call(_ATEN.clone.default, padded, memory_format=memory_format, shape=shape, dtype=dtype)
+        rows = self._times(self._batch, self.emitter.size(tensor, 1))
+        sizes, strides = [blocks, rows, windows.keys, width], [windows.block * width, total * width, width, 1]
+        shape = (blocks, value_of(rows) if isinstance(rows, fx.Node) else rows, windows.keys, width)
+        return self.emitter.call(_ATEN.as_strided.default, copy, sizes, strides, shape=shape, dtype=dtype)
 
     def back(self, output: fx.Node, like: fx.Node) -> fx.Node:
         """The sequence (B, H, S, Ev) of blocks, H being the query's heads.

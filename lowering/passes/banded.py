@@ -110,7 +110,8 @@ class _Ways:
         # compiled for a size that is not known, windows take Inductor minutes
         known = not target.flex or found.predicate.facts.extents["q"].is_const
         band = self._band(found) if known else None
-        if band is not None and local_is_faster(work, band):
+        overlapping = self.calls[1].may_overlap(site, band) if band is not None else False
+        if band is not None and local_is_faster(work, band, overlapping=overlapping):
             ways.insert(0 if local_beats_flex(band, query.dtype, calls) else len(ways), "local")
         return ways
 

@@ -15,6 +15,7 @@ EAGER = Target(
     mask_with_alignment=False,
     grouped_heads=True,
     emit=emit_sdpa,
+    overlapping_keys=True,
     span_attention=True,
     options=inductor_options,  # taken and left aside, so that a target can be changed by its name alone
     modes=True,

@@ -36,6 +36,7 @@ INDUCTOR = Target(
     grouped_heads=True,
     emit=emit_sdpa,
     flex=True,
+    overlapping_keys=True,
     span_attention=True,
     compile=compile_with_inductor,
     options=inductor_options,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from attnlower.lowering.banded.local import LocalCalls
 from attnlower.lowering.passes import Canonicalize
 from attnlower.lowering.passes.base import PassContext, Site, for_each_site, refuse
 from attnlower.lowering.result import PassResult, Refusal
+from attnlower.lowering.targets import TARGETS
 from attnlower.patterns.bands import find_band
 
 Mask = Callable[..., torch.Tensor]
@@ -312,3 +314,49 @@ def test_gradients_of_rows_without_any_key(run_passes: Any, same: Any) -> None:
     found, wanted = (torch.autograd.grad(run(x, padding).square().sum(), x)[0] for run in (done.run, model))
     assert found.isfinite().all()
     same(found, wanted, 1e-4)
+
+
+def copies_and_views(gm: Any) -> tuple[int, int]:
+    """How many tensors are gathered into windows, and how many are views that share memory."""
+    targets = [n.target for n in gm.graph.nodes]
+    return targets.count(torch.ops.aten.index.Tensor), targets.count(torch.ops.aten.as_strided.default)
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("length", [150, 128, 100])
+def test_windows_are_views_that_share_memory(batch: int, length: int, capture: str, run_passes: Any, same: Any) -> None:
+    model = SelfAttention(MASKS["window wider than a block"])
+    x = torch.randn(length, batch, 16, 3).permute(1, 3, 0, 2)  # of no ordinary strides
+    done = run_passes(model, (x,), ALONE, capture, False)
+    assert copies_and_views(done.variant.gm) == (0, 2)
+    same(done.run(x), model(x))
+
+
+def test_padding_of_one_row_is_read_beside_views(capture: str, run_passes: Any, same: Any) -> None:
+    model, x, padding = SelfAttention(window), _inputs(batch=1), _padding(150)[1:]
+    done = run_passes(model, (x, padding), ALONE, capture, False)
+    assert copies_and_views(done.variant.gm)[1] == 2
+    same(done.run(x, padding), model(x, padding))
+
+
+VIEWS_ARE_NOT_FOR = {
+    "several padded rows": lambda: (_inputs(), _padding(150)),
+    "training": lambda: (_inputs().requires_grad_(),),
+}
+
+
+@pytest.mark.parametrize("given", VIEWS_ARE_NOT_FOR.values(), ids=VIEWS_ARE_NOT_FOR)
+def test_where_windows_are_copied(given: Callable[[], tuple[Any, ...]], run_passes: Any, same: Any) -> None:
+    model, inputs = SelfAttention(window), given()
+    done = run_passes(model, inputs, ALONE, "dynamo", False)
+    assert done.result("local").changes
+    assert copies_and_views(done.variant.gm)[1] == 0
+    same(done.run(*inputs), model(*inputs))
+
+
+def test_backends_without_such_views_get_copies(run_passes: Any, same: Any) -> None:
+    model, x = SelfAttention(window), _inputs()
+    target = replace(TARGETS["eager"], overlapping_keys=False)
+    done = run_passes(model, (x,), ALONE, "export", False, target=target)
+    assert copies_and_views(done.variant.gm)[1] == 0
+    same(done.run(x), model(x))

@@ -13,6 +13,7 @@ from torch import fx
 from torch.export import Dim
 from torch.fx.experimental.proxy_tensor import make_fx
 
+import attnlower
 from attnlower.errors import CaptureError
 from attnlower.patterns import Analysis, Proved, analyze, capture, find_attention
 from attnlower.patterns.aliasing import op_name, written_tensors
@@ -571,3 +572,19 @@ def test_an_unread_value_and_an_input_of_one_name_are_two_values() -> None:
     found = analysis.sites[0].classification
     assert found is not None
     assert not isinstance(found.verdict, Proved)
+
+
+def test_an_example_input_that_starts_inside_its_memory() -> None:
+    """Export records how much memory is behind such an input by symbols of its own; nothing may be asked of them."""
+
+    class Padded(torch.nn.Module):
+        def forward(self, x: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+            position = torch.arange(x.shape[2])
+            mask = (position <= position[:, None]) & attention_mask[:, None, None, :].bool()
+            return torch.nn.functional.scaled_dot_product_attention(x, x, x, attn_mask=mask)
+
+    x, padding = torch.randn(2, 3, 7, 8), torch.ones(3, 7, dtype=torch.long)
+    lowered = attnlower.lower(torch.export.export(Padded(), (x, padding[1:])), assume="attention_mask.all()")
+    (site,) = lowered.report.sites
+    assert (site.action, site.formula) == ("guarded", "k <= q & attention_mask[b, k]")
+    torch.testing.assert_close(lowered.program.module()(x, padding[1:]), Padded()(x, padding[1:]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ from attnlower.patterns.masks import Alignment, Causal, Full
 from attnlower.patterns.predicate import is_blocked, predicate_of
 from attnlower.patterns.verdict import Proved
 
-from .program import OutOfDomain, Program, make_inputs
+from .program import OutOfDomain, Program, check_domain, make_inputs
 from .reading import Reading, Trace
 
 Inputs = Mapping[str, torch.Tensor]
@@ -111,6 +112,9 @@ def trials(
             if number and 1 in chosen.values():
                 # what Python makes of a size of 1 (squeeze, broadcast) is not what was traced: ask the graph
                 results = tuple(trace.run(inputs)[position])
+                with contextlib.suppress(RuntimeError, IndexError, ValueError, TypeError):
+                    program.run(inputs)  # for the values on the way, which must be in the domain
+                check_domain(dict(zip(program.results, results, strict=True)), "\n".join(program.lines))
             else:
                 names = program.run(inputs)
                 results = tuple(names[r] for r in program.results)

@@ -179,7 +179,7 @@ def check_domain(names: Mapping[str, Any], text: str) -> None:
         if not isinstance(value, torch.Tensor) or not value.numel() or name in BY_NAME:
             continue
         largest = _LARGEST.get(value.dtype)
-        if largest is not None and int(value.abs().max()) > largest:
+        if largest is not None and max(int(value.max()), -int(value.min())) > largest:
             raise OutOfDomain(f"{name} holds integers above {largest}")
         if casts and value.dtype.is_floating_point:
             numbers = value.double()
