@@ -312,7 +312,7 @@ def _boundary_value(gm: fx.GraphModule, node: fx.Node) -> Any:
 
 
 def _alone(value: Any) -> Any:
-    """A fake tensor that starts inside its memory, as one with memory of its own: tracing would ask how much there is."""
+    """A fake tensor inside of some memory, as one with memory of its own: tracing would ask how much there is."""
     if not isinstance(value, FakeTensor) or value.layout is not torch.strided:
         return value
     offset = value.storage_offset()
