@@ -187,8 +187,13 @@ def _split_extreme(value: Expr, dtype: torch.dtype, blocked: set[float]) -> tupl
     return build.or_(left, right), build.ite(left, build.ite(right, both, left_bias), right_bias)
 
 
+_ZEROS = (build.const_float(0.0), build.const_float(-0.0))
+
+
 def _hides_blocked(value: Expr, dtype: torch.dtype) -> bool:
     """True if a number is made of an infinity, or of positions and a value that blocks: it may block where it likes.
+
+    So may what is divided by zero.
 
     What is made of data and such a value, `(1 - attention_mask) * finfo.min`, is called a bias.
     """
@@ -203,7 +208,8 @@ def _hides_blocked(value: Expr, dtype: torch.dtype) -> bool:
             low = positional and is_blocked(-magnitude(expr), dtype) and math.isfinite(magnitude(expr))
         else:
             low = expr.is_const and (math.isinf(expr.value) or (positional and is_blocked(-abs(expr.value), dtype)))
-        if low:
+        by_zero = expr.op is Op.APPLY and str(expr.payload).startswith("div:") and expr.args[1] in _ZEROS
+        if low or by_zero:
             return True
         if expr.sort is Sort.FLOAT and expr.op is not Op.CELL:
             pending.extend(expr.args)

@@ -70,6 +70,7 @@ def test_extremes_that_are_no_causal_mask(mask: Mask, formula: str) -> None:
 
 HIDDEN: dict[str, Mask] = {
     "an infinity times a position": lambda q, k: torch.where(k == q, INF, 0.0) * -(k + 1),
+    "data divided by zero": lambda q, k: (q.float() + 1).exp() / torch.zeros(6),
     "a low number times a position": lambda q, k: torch.where(k == q, LOW, 0.0) * (k + 1),
 }
 
