@@ -31,7 +31,7 @@ from ...patterns import build
 from ...patterns.bands import Band
 from ...patterns.calls import TermMode
 from ...patterns.calls.canonical import canonical_arguments
-from ...patterns.expr import Expr, cells, sizes
+from ...patterns.expr import Expr, cells, coords, sizes
 from ...patterns.masks.template import Alignment
 from ...patterns.metadata import tensor_of
 from ...patterns.predicate import Predicate
@@ -139,8 +139,13 @@ class LocalCalls:
         return ""
 
     def may_overlap(self, site: Site, band: Band) -> bool:
-        """True if windows of keys may be views that share memory, as far as that does not depend on the mask."""
+        """True if windows of keys may be views that share memory.
+
+        Such views are (n, B * H, keys, E): a mask that differs from row to row, or by head, has no place there.
+        """
         args = canonical_arguments(site.node)
+        if coords(*_formulas(_predicate(site))) & {"b", "h"} and not _one_row(args["query"]):
+            return False
         operands = [tensor_of(args[name]) for name in ("query", "key", "value")]
         return (
             self._context.target.overlapping_keys
@@ -205,17 +210,13 @@ class LocalCalls:
     ) -> _Written:
         found = cut(emitter, query, band, overlapping=self.may_overlap(site, band))
         mask = mask_on_windows(_predicate(site), band, found.windows)
-        one_row = int_expr(shape_of_node(query)[0]) is build.ONE
-        if found.overlapping and mask.depends & {"b", "h"} and not one_row:
-            found = cut(emitter, query, band)
-            mask = mask_on_windows(_predicate(site), band, found.windows)
         windows = found.windows
         if mask.is_causal and windows.keys == windows.block and Alignment.UPPER_LEFT in self._context.target.alignments:
             return _Written(found, None, None, Alignment.UPPER_LEFT, heads_hold_batch=False)
         values: dict[str, Any] = {
             n: node if axis is None else emitter.size(node, axis) for n, (node, axis) in holders.items()
         }
-        together = not one_row if found.overlapping else self._heads_hold_batch(mask, query)
+        together = not _one_row(query) if found.overlapping else self._heads_hold_batch(mask, query)
         allowed, bias = write_mask(
             mask, windows, emitter, query, {**values, "i": found.blocks}, tensors, heads_hold_batch=together
         )
@@ -229,11 +230,10 @@ class LocalCalls:
 
         Backends that take canonical calls as they are want a static number of heads.
         """
-        one = shape_of_node(query)[0]
         return (
             "i" in mask.depends
             and not mask.depends & {"b", "h"}
-            and int_expr(one) is not build.ONE
+            and not _one_row(query)
             and self._context.target.emit is not None
         )
 
@@ -292,6 +292,11 @@ def _call(old: fx.Node, operands: list[fx.Node], args: dict[str, Any]) -> fx.Nod
     new.meta[key] = fake_of_shape(recorded, shape, recorded.dtype)
     new.meta.pop("tensor_meta", None)
     return new
+
+
+def _one_row(query: fx.Node) -> bool:
+    """True for a batch of one."""
+    return int_expr(shape_of_node(query)[0]) is build.ONE
 
 
 def _predicate(site: Site) -> Predicate:

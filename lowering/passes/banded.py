@@ -112,7 +112,9 @@ class _Ways:
         band = self._band(found) if known else None
         overlapping = self.calls[1].may_overlap(site, band) if band is not None else False
         if band is not None and local_is_faster(work, band, overlapping=overlapping):
-            ways.insert(0 if local_beats_flex(band, query.dtype, calls) else len(ways), "local")
+            ways.insert(
+                0 if local_beats_flex(band, query.dtype, calls, overlapping=overlapping) else len(ways), "local"
+            )
         return ways
 
     def _work(self, site: Site, found: Classification) -> Work | None:

@@ -94,7 +94,7 @@ def _documents() -> Tensor:
 
 
 CASES = {
-    "window": (window, list, "flex_attention"),
+    "window": (window, list, "blocks of 64 queries"),
     "padding": (window, lambda: [_padding()], "flex_attention"),
     "chunks": (chunks, list, "blocks of 128 queries"),
     "packed": (packed, lambda: [_documents()], "flex_attention"),
