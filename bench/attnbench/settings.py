@@ -39,7 +39,7 @@ class Settings:
     @property
     def most_rounds(self) -> int:
         """However short a call is, no more rounds are run."""
-        return self.rounds or (9 if self.quick else 31)
+        return self.rounds or (9 if self.quick else 101)
 
     @property
     def seconds_per_row(self) -> float:
