@@ -10,6 +10,9 @@ their own:
 
     query (B, H, S, E) -> (B * n, H, C, E)       key (B, H, S, E) -> (B * n, H, behind + C + ahead, E)
 
+Where windows are views that share memory, the queries whose window would start in front of the sequence are a call of
+their own, and the others share one mask.
+
 Everything is plain tensor operations, so it has gradients, in graphs from Dynamo and in ATen graphs alike. Where the
 length is dynamic there is one block more than needed: with a single block, tracing would specialise on that.
 
@@ -45,7 +48,7 @@ from ..passes.sharing import Shared
 from ..passes.writes import Writes
 from .compute import NotComputable
 from .size_symbols import Place, size_places
-from .window_mask import WindowMask, mask_on_windows, write_mask
+from .window_mask import WindowMask, Windows, mask_on_windows, write_mask
 from .window_views import Cut, WindowViews, cut, window_index
 
 _ATEN = torch.ops.aten
@@ -186,9 +189,12 @@ class LocalCalls:
             key = ("index", windows, emitter.device)
             index = self._shared.get(key, [], old, lambda: window_index(emitter, query, written.cut))
             operands += [views.windows(args[name], index) for name in ("key", "value")]
-        masks = {"mask": written.mask, "bias": written.bias, "alignment": written.alignment.value}
-        new = _call(old, operands, {**args, **masks})
+        new = _call(old, operands, {**args, **written.blocks.arguments})
         result = views.back(new, args["value"])
+        if windows.start and written.head is not None:
+            parts = [views.part(query, 0, windows.start)]
+            parts += [views.part(args[name], 0, windows.start + windows.after) for name in ("key", "value")]
+            result = views.joined(_call(old, parts, {**args, **written.head.arguments}), result)
         old.replace_all_uses_with(result)
         self._context.nodes[site.analysis.call.node] = result
         site.node = new
@@ -210,20 +216,30 @@ class LocalCalls:
     ) -> _Written:
         found = cut(emitter, query, band, overlapping=self.may_overlap(site, band))
         mask = mask_on_windows(_predicate(site), band, found.windows)
-        windows = found.windows
-        if mask.is_causal and windows.keys == windows.block and Alignment.UPPER_LEFT in self._context.target.alignments:
-            return _Written(found, None, None, Alignment.UPPER_LEFT, heads_hold_batch=False)
         values: dict[str, Any] = {
             n: node if axis is None else emitter.size(node, axis) for n, (node, axis) in holders.items()
         }
-        together = not _one_row(query) if found.overlapping else self._heads_hold_batch(mask, query)
-        allowed, bias = write_mask(
-            mask, windows, emitter, query, {**values, "i": found.blocks}, tensors, heads_hold_batch=together
-        )
-        if bias is not None and dtype_of_node(bias) is not _mask_dtype(site):
-            shape = shape_of_node(bias)
-            bias = emitter.call(_ATEN._to_copy.default, bias, shape=shape, dtype=_mask_dtype(site))
-        return _Written(found, allowed, bias, Alignment.NONE, heads_hold_batch=together)
+
+        def write(mask: WindowMask, windows: Windows, count: Any, *, together: bool) -> _Masks:
+            if mask.is_causal and windows.keys == windows.block and self._takes_causal:
+                return _Masks(None, None, Alignment.UPPER_LEFT)
+            counted = {**values, "i": count}
+            allowed, bias = write_mask(mask, windows, emitter, query, counted, tensors, heads_hold_batch=together)
+            if bias is not None and dtype_of_node(bias) is not _mask_dtype(site):
+                shape = shape_of_node(bias)
+                bias = emitter.call(_ATEN._to_copy.default, bias, shape=shape, dtype=_mask_dtype(site))
+            return _Masks(allowed, bias, Alignment.NONE)
+
+        causal = mask.is_causal and found.windows.keys == found.windows.block and self._takes_causal
+        together = not _one_row(query) if found.overlapping else not causal and self._heads_hold_batch(mask, query)
+        head = None
+        if found.head is not None:
+            head = write(mask_on_windows(_predicate(site), band, found.head), found.head, 1, together=False)
+        return _Written(found, write(mask, found.windows, found.blocks, together=together), together, head)
+
+    @property
+    def _takes_causal(self) -> bool:
+        return Alignment.UPPER_LEFT in self._context.target.alignments
 
     def _heads_hold_batch(self, mask: WindowMask, query: fx.Node) -> bool:
         """True if the blocks are the batch, so that a mask that differs from block to block serves the whole batch.
@@ -264,20 +280,33 @@ class LocalCalls:
 
 
 @dataclass(frozen=True)
+class _Masks:
+    """What masks one call."""
+
+    mask: fx.Node | None
+    bias: fx.Node | None
+    alignment: Alignment
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """As arguments of a canonical call."""
+        return {"mask": self.mask, "bias": self.bias, "alignment": self.alignment.value}
+
+
+@dataclass(frozen=True)
 class _Written:
     """What serves all calls with one mask."""
 
     cut: Cut
-    mask: fx.Node | None
-    bias: fx.Node | None
-    alignment: Alignment
+    blocks: _Masks
     heads_hold_batch: bool
+    head: _Masks | None = None
 
     @property
     def words(self) -> str:
-        if self.alignment is not Alignment.NONE:
+        if self.blocks.alignment is not Alignment.NONE:
             return ", causal"
-        return ", no mask" if self.mask is None and self.bias is None else ""
+        return ", no mask" if self.blocks.mask is None and self.blocks.bias is None else ""
 
 
 def _call(old: fx.Node, operands: list[fx.Node], args: dict[str, Any]) -> fx.Node:

@@ -1,8 +1,8 @@
 """The mask of attention over windows: a mask's formula at the positions that each block of queries and its keys have.
 
-Block i holds the queries i * block + r, and its window the keys i * block - before + j. At these positions a distance
-k - q is j - before - r, the same in every block, so most of a band's formula becomes one small constant mask. Only what
-reads data, and the ends of the sequence, differ from block to block.
+Block i holds the queries start + i * block + r, and its window the keys start + i * block - before + j. At these
+positions a distance k - q is j - before - r, the same in every block, so most of a band's formula becomes one small
+constant mask. Only what reads data, and the ends of the sequence, differ from block to block.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ class Windows:
         blocks: the number of blocks.
         length: the number of queries, which is that of the keys.
         whole: the blocks are known to end where the sequence does.
+        start: the position of the first block's first query.
     """
 
     block: int
@@ -48,6 +49,7 @@ class Windows:
     blocks: Expr
     length: Expr
     whole: bool
+    start: int = 0
 
     @property
     def keys(self) -> int:
@@ -88,7 +90,7 @@ def mask_on_windows(predicate: Predicate, band: Band, windows: Windows) -> Windo
     Law: for the positions of the sequence it allows what the mask does. Queries behind the sequence's end see some key,
     so that neither they nor their gradients are NaN; keys outside of it are seen by them alone.
     """
-    first = build.scaled(_BLOCK, windows.block)
+    first = build.add(build.scaled(_BLOCK, windows.block), build.const_int(windows.start))
     query = build.add(first, _ROW)
     key = build.add(first, _COLUMN, build.const_int(-windows.before))
     facts = Facts(

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
+from ...patterns import build
 from ...patterns.bands import Band
 from ...patterns.metadata import value_of
 from ...patterns.sizes import int_expr
@@ -35,12 +36,14 @@ class Cut:
         blocks: the number of blocks.
         padding: how many positions the last block has behind the sequence.
         overlapping: windows are views that share memory.
+        head: the queries in front of the first block, as one block of their own; None if there are none.
     """
 
     windows: Windows
     blocks: int | fx.Node
     padding: int | fx.Node
     overlapping: bool = False
+    head: Windows | None = None
 
 
 def block_length(band: Band, length: Size, *, overlapping: bool = False) -> int:
@@ -61,18 +64,30 @@ def cut(emitter: Emitter, query: fx.Node, band: Band, *, overlapping: bool = Fal
         band: what a query sees.
         overlapping: windows are to be views that share memory.
 
-    A dynamic number of blocks is at least two, whatever the length: tracing would specialise on one.
+    A dynamic number of blocks is at least two, whatever the length: tracing would specialise on one. Views that share
+    memory start where the first window is whole: the queries before that are a block of their own, and the mask is the
+    same in all windows, unless it reads data or the last one sticks out.
     """
     length = shape_of_node(query)[2]
     block = block_length(band, length, overlapping=overlapping)
-    size = emitter.size(query, 2)
+    before, after = (0, 0) if band.chunk else (_rounded(band.behind), _rounded(band.ahead))
+    static = static_size(length)
+    start = _start(before, after, block, static) if overlapping else 0
+    size = static - start if static is not None else emitter.size(query, 2)
     more = block - 1 if isinstance(size, int) else 2 * block - 1
     blocks = emitter.integer(operator.floordiv, emitter.integer(operator.add, size, more), block)
     padding = emitter.integer(operator.sub, emitter.integer(operator.mul, blocks, block), size)
-    before, after = (0, 0) if band.chunk else (_rounded(band.behind), _rounded(band.ahead))
     count = value_of(blocks) if isinstance(blocks, fx.Node) else blocks
-    windows = Windows(block, before, after, int_expr(count), int_expr(length), whole=padding == 0)
-    return Cut(windows, blocks, padding, overlapping)
+    windows = Windows(block, before, after, int_expr(count), int_expr(length), whole=padding == 0, start=start)
+    head = Windows(start, 0, after, build.ONE, int_expr(length), whole=True) if start else None
+    return Cut(windows, blocks, padding, overlapping, head)
+
+
+def _start(before: int, after: int, block: int, length: int | None) -> int:
+    """The first block's first query, whose window is whole; 0 where that would leave less than half of the queries."""
+    start = -(-before // block) * block
+    fits = length is not None and 2 * start <= length and start + after <= length
+    return start if fits else 0
 
 
 def _rounded(distance: int) -> int:
@@ -108,6 +123,7 @@ class WindowViews:
 
     def blocks(self, tensor: fx.Node) -> fx.Node:
         """The blocks of a tensor; what is behind the sequence is zero."""
+        tensor = self.part(tensor, self.cut.windows.start, None)
         batch, heads, _, width = shape_of_node(tensor)
         length = self._times(self.cut.blocks, self.cut.windows.block)
         if self.cut.padding != 0:
@@ -130,13 +146,17 @@ class WindowViews:
     def overlapping(self, tensor: fx.Node) -> fx.Node:
         """The window of each block as a view: (n, B * H, keys, E), which is (B * n, H, keys, E) for a batch of one."""
         windows, blocks = self.cut.windows, self.cut.blocks
+        front = windows.start - windows.before
+        tensor = self.part(tensor, max(front, 0), None)
         batch, heads, length, width = shape_of_node(tensor)
         if not isinstance(blocks, int) or not isinstance(length, int) or not isinstance(width, int):
             raise NotComputable("windows are views of a tensor with static sizes only")
         total = windows.before + blocks * windows.block + windows.after
-        room = [0, 0, windows.before, total - windows.before - length]
         shape, dtype = (batch, heads, total, width), dtype_of_node(tensor)
-        padded = self.emitter.call(_ATEN.constant_pad_nd.default, tensor, room, 0.0, shape=shape, dtype=dtype)
+        room = [0, 0, max(-front, 0), total - max(-front, 0) - length]
+        padded = tensor
+        if any(room):
+            padded = self.emitter.call(_ATEN.constant_pad_nd.default, tensor, room, 0.0, shape=shape, dtype=dtype)
         # as_strided counts on these strides, whatever those of the tensor were
         memory_format = torch.contiguous_format
         copy = self.emitter.call(_ATEN.clone.default, padded, memory_format=memory_format, shape=shape, dtype=dtype)
@@ -160,9 +180,29 @@ class WindowViews:
         sequence = ops.reshaped(sequence, [batch, heads, self._times(self.cut.blocks, block), width])
         if self.cut.padding == 0:
             return sequence
-        end = self.emitter.size(self.query, 2)
-        shape = (*shape_of_node(sequence)[:2], shape_of_node(self.query)[2], shape_of_node(like)[3])
+        length = shape_of_node(self.query)[2]
+        static = static_size(length)
+        left = length if static is None else static - self.cut.windows.start
+        end = self.emitter.size(self.query, 2) if static is None else left
+        shape = (*shape_of_node(sequence)[:2], left, shape_of_node(like)[3])
         return self.emitter.call(_ATEN.slice.Tensor, sequence, 2, 0, end, shape=shape, dtype=dtype_of_node(sequence))
+
+    def part(self, tensor: fx.Node, start: int, stop: int | None) -> fx.Node:
+        """The positions of a tensor (B, H, S, E) from `start` to `stop`, to its end for None."""
+        if start == 0 and stop is None:
+            return tensor
+        batch, heads, length, width = shape_of_node(tensor)
+        if not isinstance(length, int):
+            raise NotComputable("a part of a sequence of dynamic length")
+        end = length if stop is None else min(stop, length)
+        shape, dtype = (batch, heads, end - start, width), dtype_of_node(tensor)
+        return self.emitter.call(_ATEN.slice.Tensor, tensor, 2, start, end, shape=shape, dtype=dtype)
+
+    def joined(self, head: fx.Node, rest: fx.Node) -> fx.Node:
+        """The head's result and that of the blocks, one behind the other."""
+        batch, heads, _, width = shape_of_node(rest)
+        shape = (batch, heads, shape_of_node(self.query)[2], width)
+        return self.emitter.call(_ATEN.cat.default, [head, rest], 2, shape=shape, dtype=dtype_of_node(rest))
 
     @property
     def _batch(self) -> int | fx.Node:

@@ -16,6 +16,7 @@ from attnlower.lowering.passes.base import PassContext, Site, for_each_site, ref
 from attnlower.lowering.result import PassResult, Refusal
 from attnlower.lowering.targets import TARGETS
 from attnlower.patterns.bands import find_band
+from attnlower.patterns.metadata import value_of
 
 Mask = Callable[..., torch.Tensor]
 LENGTHS = (150, 64, 128, 129, 3, 1)
@@ -290,8 +291,9 @@ def test_grouped_heads(name: str, flag: bool, capture: str, dynamic: bool, run_p
     given = [torch.randn(2, 4, 150, 16), torch.randn(2, 2, 150, 16), torch.randn(2, 2, 150, 8)]
     done = run_passes(model, given, ALONE, capture, dynamic)
     assert done.result("local").changes, done.result("local").refusals
-    (call,) = (n for n in done.variant.gm.graph.nodes if n.target is torch.ops.attnlower.attention.default)
-    assert call.kwargs["enable_gqa"] or dynamic  # of a dynamic number of heads nothing is folded
+    calls = [n for n in done.variant.gm.graph.nodes if n.target is torch.ops.attnlower.attention.default]
+    assert calls
+    assert dynamic or all(n.kwargs["enable_gqa"] for n in calls)  # of a dynamic number of heads nothing is folded
     same(done.run(*given), model(*given))
 
 
@@ -329,6 +331,31 @@ def test_windows_are_views_that_share_memory(batch: int, length: int, capture: s
     x = torch.randn(length, batch, 16, 3).permute(1, 3, 0, 2)  # of no ordinary strides
     done = run_passes(model, (x,), ALONE, capture, False)
     assert copies_and_views(done.variant.gm) == (0, 2)
+    same(done.run(x), model(x))
+
+
+def test_windows_that_start_in_front_of_the_sequence_are_a_call_of_their_own(
+    capture: str, run_passes: Any, same: Any, square_nodes: Any
+) -> None:
+    """The first queries see less than a window: causal attention without a mask; all others share one small mask."""
+    model, x = SelfAttention(lambda x: window(x, 127)), torch.randn(2, 3, 512, 16)
+    done = run_passes(model, (x,), ALONE, capture, False)
+    rest, head = (n for n in done.variant.gm.graph.nodes if n.target is torch.ops.attnlower.attention.default)
+    assert head.kwargs["alignment"] == "upper_left"
+    assert head.kwargs["mask"] is None
+    assert tuple(value_of(head).shape) == (2, 3, 128, 16)
+    assert tuple(value_of(rest).shape) == (6, 6, 64, 16)
+    assert tuple(value_of(rest.kwargs["mask"]).shape) == (1, 1, 64, 192)
+    assert not square_nodes(done.variant.gm, 512)
+    same(done.run(x), model(x))
+
+
+@pytest.mark.parametrize("length", [256, 255, 257, 320, 450])
+@pytest.mark.parametrize(("behind", "ahead"), [(127, 0), (100, 30), (64, 64), (70, 128), (0, 5)])
+def test_both_ends_of_a_sequence(behind: int, ahead: int, length: int, run_passes: Any, same: Any) -> None:
+    model, x = SelfAttention(lambda x: window(x, behind, ahead)), torch.randn(1, 2, length, 8)
+    done = run_passes(model, (x,), ALONE, "dynamo", False)
+    assert done.result("local").changes
     same(done.run(x), model(x))
 
 
