@@ -64,17 +64,17 @@ def new(suite: Any, settings: Settings) -> dict[str, Any]:
 
 
 def describe(device: torch.device) -> dict[str, Any]:
-    """The machine, the versions, the device, and the commit that is measured ("+" where files differ from it)."""
+    """The machine, the versions, the device, and the library's last change ("+" where files differ from it)."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else timing.cpu_name()
     return {**timing.machine(), "device": str(device), "device_name": name, "commit": commit()}
 
 
 def commit() -> str | None:
-    """The short name of the checked-out commit; None outside of a checkout."""
+    """The short name of the last commit that changed the library itself; None outside of a checkout."""
     root = Path(timing.__file__).parent
-    package = ["*.py", ":!tests", ":!bench"]
+    package = ["*.py", ":!tests", ":!bench", ":!docs", ":!examples"]
     try:
-        head = _git(root, "rev-parse", "--short", "HEAD")
+        head = _git(root, "log", "-1", "--format=%h", "--", *package)
         return head + ("+" if _git(root, "status", "--porcelain", "--", *package) else "")
     except (OSError, subprocess.CalledProcessError):
         return None
