@@ -143,7 +143,7 @@ def _lazy_general(plan: Plan, gm: fx.GraphModule, chosen: BackendOptions) -> Cal
     dynamic = any(n.op == "placeholder" and isinstance(_recorded(n), torch.SymInt) for n in gm.graph.nodes)
 
     def make() -> Compiled:
-        general = _general_or_none(plan, chosen)
+        general = _general_or_none(plan.make_general, chosen)
         anew = general is not None and any(site.emit is not None for site in general.sites)
         program = general.gm if general is not None and general.changed and not anew else gm
         if program is not gm:
@@ -168,10 +168,10 @@ def _lazy_general(plan: Plan, gm: fx.GraphModule, chosen: BackendOptions) -> Cal
     return make
 
 
-def _general_or_none(plan: Plan, chosen: BackendOptions) -> Variant | None:
-    """The general variant; None after an internal error (unless `strict`)."""
+def _general_or_none(make: Callable[[], Variant], chosen: BackendOptions) -> Variant | None:
+    """A general variant; None after an internal error (unless `strict`)."""
     try:
-        return plan.general
+        return make()
     except Exception as error:
         if chosen.strict:
             raise
@@ -180,14 +180,13 @@ def _general_or_none(plan: Plan, chosen: BackendOptions) -> Variant | None:
 
 
 def _general_of(graph: fx.GraphModule, chosen: BackendOptions) -> fx.GraphModule:
-    """A graph lowered for every input; the graph itself after an internal error (unless `strict`)."""
-    try:
-        return make_plan(graph, chosen.target, guard=False, prover=Prover(chosen.timeout_ms)).general.gm
-    except Exception as error:
-        if chosen.strict:
-            raise
-        log.info("left a general variant untouched after an internal error (%s: %s)", type(error).__name__, error)
-        return graph
+    """A graph lowered for every input; the graph itself after an internal error."""
+
+    def make() -> Variant:
+        return make_plan(graph, chosen.target, guard=False, prover=Prover(chosen.timeout_ms)).general
+
+    general = _general_or_none(make, chosen)
+    return graph if general is None else general.gm
 
 
 def _recorded(node: fx.Node) -> Any:

@@ -139,8 +139,7 @@ def analyze(
 
 def _shape_env(graph: fx.Graph) -> Any:
     """The ShapeEnv of a graph: the one that its fake tensors are of, without looking for symbols among all of them."""
-    values = (value_of(n) for n in graph.nodes)
-    for value in values:
+    for value in map(value_of, graph.nodes):
         if isinstance(value, FakeTensor):
             return value.fake_mode.shape_env
     return shape_env_of(value_of(n) for n in graph.nodes)

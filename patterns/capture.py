@@ -166,7 +166,6 @@ def _closures(
     order = {node: position for position, node in enumerate(graph.nodes)}
     private = private_writes(graph)
     writers = [n for n in order if n not in private and written_tensors(n)]
-    nesting: list[fx.Node] | None = None
     closures: dict[fx.Node, _Closure] = {}
     refused: dict[fx.Node, str] = {}
     for mask, calls in uses.items():
@@ -179,9 +178,8 @@ def _closures(
             _walk_up(pending, inner, boundary)
             pending = [w for w in before if w not in inner and writes_into(w, inner, boundary)]
             if any(op_name(n) in _BATCHING for n in inner):
-                if nesting is None:
-                    nesting = [n for n in order if op_name(n) in _NESTING]
-                pending += [n for n in nesting if n not in inner and order[n] < max(positions)]
+                levels = (n for n in order if op_name(n) in _NESTING and n not in inner)
+                pending += [n for n in levels if order[n] < max(positions)]
         late = [w for w in before if w in inner and order[w] > min(positions)]
         if late:
             refused[mask] = f"a tensor that the mask depends on is written to (node '{late[0].name}') after a first use"

@@ -191,7 +191,7 @@ class LocalCalls:
             operands += [views.windows(args[name], index) for name in ("key", "value")]
         new = _call(old, operands, {**args, **written.blocks.arguments})
         result = views.back(new, args["value"])
-        if windows.start and written.head is not None:
+        if written.head is not None:
             parts = [views.part(query, 0, windows.start)]
             parts += [views.part(args[name], 0, windows.start + windows.after) for name in ("key", "value")]
             result = views.joined(_call(old, parts, {**args, **written.head.arguments}), result)
@@ -221,7 +221,8 @@ class LocalCalls:
         }
 
         def write(mask: WindowMask, windows: Windows, count: Any, *, together: bool) -> _Masks:
-            if mask.is_causal and windows.keys == windows.block and self._takes_causal:
+            takes_causal = Alignment.UPPER_LEFT in self._context.target.alignments
+            if mask.is_causal and windows.keys == windows.block and takes_causal:
                 return _Masks(None, None, Alignment.UPPER_LEFT)
             counted = {**values, "i": count}
             allowed, bias = write_mask(mask, windows, emitter, query, counted, tensors, heads_hold_batch=together)
@@ -230,16 +231,11 @@ class LocalCalls:
                 bias = emitter.call(_ATEN._to_copy.default, bias, shape=shape, dtype=_mask_dtype(site))
             return _Masks(allowed, bias, Alignment.NONE)
 
-        causal = mask.is_causal and found.windows.keys == found.windows.block and self._takes_causal
-        together = not _one_row(query) if found.overlapping else not causal and self._heads_hold_batch(mask, query)
+        together = not _one_row(query) if found.overlapping else self._heads_hold_batch(mask, query)
         head = None
         if found.head is not None:
             head = write(mask_on_windows(_predicate(site), band, found.head), found.head, 1, together=False)
         return _Written(found, write(mask, found.windows, found.blocks, together=together), together, head)
-
-    @property
-    def _takes_causal(self) -> bool:
-        return Alignment.UPPER_LEFT in self._context.target.alignments
 
     def _heads_hold_batch(self, mask: WindowMask, query: fx.Node) -> bool:
         """True if the blocks are the batch, so that a mask that differs from block to block serves the whole batch.

@@ -194,7 +194,7 @@ class WindowViews:
         batch, heads, length, width = shape_of_node(tensor)
         if not isinstance(length, int):
             raise NotComputable("a part of a sequence of dynamic length")
-        end = length if stop is None else min(stop, length)
+        end = length if stop is None else stop
         shape, dtype = (batch, heads, end - start, width), dtype_of_node(tensor)
         return self.emitter.call(_ATEN.slice.Tensor, tensor, 2, start, end, shape=shape, dtype=dtype)
 

@@ -55,9 +55,14 @@ class _Ways:
     assumed: dict[int, tuple[Classification, tuple[Condition, ...]] | None] = field(default_factory=dict)
 
     @cached_property
-    def calls(self) -> tuple[FlexCalls, LocalCalls]:
-        """What rewrites the calls; made when the first mask is found to be banded, before anything is rewritten."""
-        return FlexCalls(self.context), LocalCalls(self.context)
+    def flex(self) -> FlexCalls:
+        """Makes flex_attention of calls."""
+        return FlexCalls(self.context)
+
+    @cached_property
+    def local(self) -> LocalCalls:
+        """Makes attention over windows of calls."""
+        return LocalCalls(self.context)
 
     def rewrite(self, site: Site) -> str | Refusal | None:
         """Take the fastest way that is open; None if that is the mask as it is."""
@@ -110,11 +115,10 @@ class _Ways:
         # compiled for a size that is not known, windows take Inductor minutes
         known = not target.flex or found.predicate.facts.extents["q"].is_const
         band = self._band(found) if known else None
-        overlapping = self.calls[1].may_overlap(site, band) if band is not None else False
+        overlapping = self.local.may_overlap(site, band) if band is not None else False
         if band is not None and local_is_faster(work, band, overlapping=overlapping):
-            ways.insert(
-                0 if local_beats_flex(band, query.dtype, calls, overlapping=overlapping) else len(ways), "local"
-            )
+            first = local_beats_flex(band, query.dtype, calls, overlapping=overlapping)
+            ways.insert(0 if first else len(ways), "local")
         return ways
 
     def _work(self, site: Site, found: Classification) -> Work | None:
@@ -134,16 +138,16 @@ class _Ways:
         if way == "flex":
             if not self.context.target.flex:
                 return f"target '{self.context.target.name}' has no flex_attention"
-            return self.calls[0].obstacle(site, found.predicate)
+            return self.flex.obstacle(site, found.predicate)
         band = self._band(found)
-        return "no band around the diagonal is proved" if band is None else self.calls[1].obstacle(site, band)
+        return "no band around the diagonal is proved" if band is None else self.local.obstacle(site, band)
 
     def _take(self, site: Site, found: Classification, way: str) -> str:
         site.action = "banded"
         band, work = self._band(found) if way == "local" else None, self._work(site, found)
         if way == "local" and band is not None:
-            return self.calls[1].rewrite(site, band)
-        site.emit = partial(self.calls[0].emit, predicate=found.predicate)
+            return self.local.rewrite(site, band)
+        site.emit = partial(self.flex.emit, predicate=found.predicate)
         share = "" if work is None else f", {100 * work.visited:.0f} % of the blocks at {work.queries} x {work.keys}"
         return f"flex_attention{share}"
 

@@ -30,7 +30,6 @@ class ShareMasks:
     def run(self, context: PassContext) -> PassResult:
         """Point every canonical call at the first mask equal to its own."""
         first: dict[Any, tuple[fx.Node, fx.Node]] = {}
-        order: dict[fx.Node, int] = {}
         writes = Writes(context.gm.graph)
 
         def rewrite(context: PassContext, site: Site) -> str | Refusal | None:
@@ -41,11 +40,7 @@ class ShareMasks:
             if mask is None:
                 return None
             shared, reader = first.setdefault(key, (mask, site.node))
-            if shared is mask:
-                return None
-            if not order:
-                order.update((node, position) for position, node in enumerate(context.gm.graph.nodes))
-            if order[shared] > order[mask]:
+            if shared is mask or mask < shared:
                 return None
             if writes.may_change([shared], reader, site.node):
                 return refuse(site, f"the equal mask '{shared.name}' may be written to before this call", shared.name)

@@ -18,6 +18,7 @@ from torch import fx
 
 import attnlower
 from attnlower.lowering import backend as backend_module
+from attnlower.lowering import plan as plan_module
 from attnlower.lowering.guarded import GuardedCallable
 from attnlower.lowering.options import parse_options
 from attnlower.patterns import Condition
@@ -149,6 +150,36 @@ class TestGuardedPadding:
             same(compiled(hidden, mask), model(hidden, mask))
         assert len(compiled_graphs) == 2
         assert len(guarded) == 1
+
+    def test_the_general_variant_is_made_when_needed(self, models: Any, monkeypatch: Any, same: Any) -> None:
+        made: list[Any] = []
+        build = plan_module.build_variant
+        monkeypatch.setattr(plan_module, "build_variant", lambda *a, **k: made.append(a) or build(*a, **k))
+        model, hidden = models.Decoder().eval(), torch.randn(2, 8, 32)
+        compiled = torch.compile(model, backend="attnlower", options=EAGER)
+        for mask, variants in ((ONES, 1), (ONES, 1), (HOLES, 2), (HOLES, 2), (ONES, 2)):
+            same(compiled(hidden, mask), model(hidden, mask))
+            assert len(made) == variants
+
+    def test_a_general_variant_that_cannot_be_made(self, models: Any, monkeypatch: Any, same: Any) -> None:
+        """The untouched graph takes its place; `strict` raises."""
+        build = plan_module.build_variant
+
+        def fails(gm: Any, analysis: Any, target: Any, *conditions: Any) -> Any:
+            if not conditions:
+                raise ValueError("a bug of ours")
+            return build(gm, analysis, target, *conditions)
+
+        monkeypatch.setattr(plan_module, "build_variant", fails)
+        model, hidden = models.Decoder().eval(), torch.randn(2, 8, 32)
+        compiled = torch.compile(model, backend="attnlower", options={"target": "eager"})
+        for mask in (ONES, HOLES):
+            same(compiled(hidden, mask), model(hidden, mask))
+        torch._dynamo.reset()
+        strict = torch.compile(model, backend="attnlower", options={"target": "eager", "strict": True})
+        strict(hidden, ONES)
+        with pytest.raises(ValueError, match="a bug of ours"):
+            strict(hidden, HOLES)
 
     def test_other_lengths(
         self, dynamic: bool, models: Any, guarded: list[GuardedCallable], compiled_graphs: Any, same: Any

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -520,6 +521,20 @@ def test_an_unrelated_write_does_not_matter() -> None:
     assert analysis.sites[0].classification.kinds == {"causal"}
 
 
+IN_PLACE = [
+    *(
+        operator.iadd,
+        operator.isub,
+        operator.imul,
+        operator.imatmul,
+        operator.itruediv,
+        operator.ifloordiv,
+        operator.imod,
+    ),
+    *(operator.ipow, operator.iand, operator.ior, operator.ixor, operator.ilshift, operator.irshift),
+]
+
+
 @pytest.mark.parametrize(
     ("make", "writes"),
     [
@@ -530,6 +545,10 @@ def test_an_unrelated_write_does_not_matter() -> None:
         (lambda g, a: g.call_method("__len__", (a,)), False),
         (lambda g, a: g.call_function(torch.add, (a, 1), {"out": a}), True),
         (lambda g, a: g.call_function(torch.relu_, (a,)), True),
+        *((lambda g, a, f=f: g.call_function(f, (a, 1)), True) for f in IN_PLACE),
+        *((lambda g, a, f=f: g.call_function(f, (a, 1)), False) for f in (operator.pow, operator.and_, operator.or_)),
+        (lambda g, a: g.call_method("__ipow__", (a, 2)), True),
+        (lambda g, a: g.call_method("__pow__", (a, 2)), False),
         (lambda g, a: g.call_function(F.dropout, (a,), {"inplace": True}), True),
         (lambda g, a: g.call_function(F.dropout, (a,), {"inplace": False}), False),
     ],
