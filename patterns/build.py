@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import threading
 from collections.abc import Callable, Iterable, Mapping
 from weakref import ReferenceType, WeakKeyDictionary, ref
 
@@ -351,6 +352,16 @@ def eq(left: Expr, right: Expr) -> Expr:
 _negations: WeakKeyDictionary[Expr, ReferenceType[Expr]] = WeakKeyDictionary()
 
 
+class _Underway(threading.local):
+    """The expressions whose negation this thread is making."""
+
+    def __init__(self) -> None:
+        self.expressions: set[Expr] = set()
+
+
+_underway = _Underway()
+
+
 def not_(expr: Expr) -> Expr:
     """Negation. Integer inequalities turn around, so that no negation of them remains."""
     if expr.sort is not Sort.BOOL:
@@ -358,7 +369,13 @@ def not_(expr: Expr) -> Expr:
     known = _negations.get(expr)
     found = known() if known is not None else None
     if found is None:
-        found = _negated(expr)
+        if expr in _underway.expressions:  # simplifying the negation of a choice may ask for that very negation
+            return intern_expr(Op.NOT, Sort.BOOL, (expr,))
+        _underway.expressions.add(expr)
+        try:
+            found = _negated(expr)
+        finally:
+            _underway.expressions.discard(expr)
         _negations[expr], _negations[found] = ref(found), ref(expr)
     return found
 

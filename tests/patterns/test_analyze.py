@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -91,23 +90,6 @@ def test_alternating_masks_are_two() -> None:
 def test_questions_to_the_solver_do_not_grow_with_layers() -> None:
     calls = {n: analyze(exported(Stack(n, shared=False))).prover.stats.solver_calls for n in (1, 2, 16)}
     assert calls[1] == calls[2] == calls[16]
-
-
-def test_further_layers_cost_next_to_nothing() -> None:
-    """The masks are shared; reading a further layer is a look into a table."""
-    graphs = {n: exported(Stack(n, shared=True)) for n in (2, 42)}
-
-    def best(gm: fx.GraphModule) -> float:
-        times = []
-        for _ in range(4):
-            started = time.thread_time()
-            analyze(gm)
-            times.append((time.thread_time() - started) * 1e3)
-        return min(times)
-
-    best(graphs[2])
-    per_layer = (best(graphs[42]) - best(graphs[2])) / 40
-    assert per_layer < 1.0, f"{per_layer:.2f} ms per layer"
 
 
 def test_a_prover_counts_over_several_graphs() -> None:

@@ -13,6 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import attnlower
 from attnlower.patterns import Expr, Facts, Prover, build, evaluate
 from attnlower.patterns.biases import unbounded_cells
 from attnlower.patterns.constants import Constants, look_at, same_bits
@@ -415,3 +416,26 @@ def test_a_mask_is_proved_causal_exactly_if_it_is(seed: int) -> None:
     facts = Facts({}, {"q": build.const_int(size), "k": build.const_int(size)})
     proved = isinstance(Prover().valid(build.iff(expr, CAUSAL), facts), Proved)
     assert proved == torch.equal(mask, torch.ones(size, size, dtype=torch.bool).tril())
+
+
+def test_a_choice_whose_negation_asks_for_itself() -> None:
+    """A table written into at places that it marks itself: simplifying its negation came back to that negation."""
+
+    class Model(torch.nn.Module):
+        def mask(self) -> torch.Tensor:
+            rows = ("1110", "1100", "1001", "1110", "0011")
+            table = torch.tensor([[c == "1" for c in row] for row in rows])
+            table[:1, 1:3] = True
+            marked = table.t().clone()
+            marked[table.t()] = True
+            return marked.t()
+
+        def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+            return torch.nn.functional.scaled_dot_product_attention(x, y, y, attn_mask=self.mask())
+
+    program = torch.export.export(Model(), (torch.randn(1, 3, 5, 4), torch.randn(1, 3, 4, 4)), strict=False)
+    (site,) = attnlower.explain(program).sites
+    assert site.verdict == "refuted"
+    assert site.predicate is not None
+    grid = {"b": 0, "h": 0, "q": torch.arange(5)[:, None], "k": torch.arange(4)[None]}
+    assert torch.equal(evaluate(site.predicate.allowed, grid, {}).expand(5, 4), Model().mask())
