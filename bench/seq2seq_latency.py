@@ -34,6 +34,7 @@ from transformers import DynamicCache, EncoderDecoderCache, StaticCache
 
 import attnlower
 from attnlower import timing
+from attnlower.lowering.seq2seq.naming import cache_name
 
 RESULT = Path(__file__).parent / "results" / "seq2seq-latency.json"
 STEPS, PROMPT = 32, 16
@@ -163,11 +164,11 @@ class ExecuTorchBench:
 def decoder_of(model: Any, case: Case, ids: torch.Tensor, mask: torch.Tensor) -> Callable[..., torch.Tensor]:
     """transformers' decoder over one source: (what to call, tokens, cache) -> logits."""
     hidden = model.get_encoder()(ids, attention_mask=mask).last_hidden_state.repeat_interleave(case.beams, 0)
-    wide = mask.repeat_interleave(case.beams, 0)
+    wide, name = mask.repeat_interleave(case.beams, 0), cache_name(model.forward)
 
     def forward(call: Any, tokens: torch.Tensor, cache: Any) -> torch.Tensor:
         given = {"encoder_outputs": (hidden,), "attention_mask": wide, "decoder_input_ids": tokens}
-        logits: torch.Tensor = call(**given, past_key_values=cache, use_cache=True).logits
+        logits: torch.Tensor = call(**given, use_cache=True, **{name: cache}).logits
         return logits
 
     return forward

@@ -18,6 +18,7 @@ from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput
 
 from ...errors import ProgramError
 from .limits import Limits
+from .naming import cache_name
 from .runtime import Runtime
 from .session import Session
 
@@ -75,6 +76,7 @@ class _StandIn:
     limits: Limits
     session: Session | None
     prompt_length: int
+    cache_name: str
     running_on: tuple[torch.device, torch.dtype]
 
     @property
@@ -122,21 +124,23 @@ class _StandIn:
             raise ProgramError("generate needs the source itself; encoder_outputs cannot be given to the programs")
         self.limits.check_target(1, generation_config.max_length)
         generation_config.use_cache = True  # without it every step would be given all tokens; it is the call's own copy
-        model_kwargs["past_key_values"] = ProgramCache(self.session)
+        model_kwargs[self.cache_name] = ProgramCache(self.session)
 
     def forward(
         self,
         decoder_input_ids: Tensor,
+        cache: Any = None,
         past_key_values: Any = None,
         input_features: Tensor | None = None,
         **kwargs: Any,
     ) -> Seq2SeqLMOutput:
-        if past_key_values is None:  # Whisper asks for the language before it generates
+        cache = past_key_values if cache is None else cache
+        if cache is None:  # Whisper asks for the language before it generates
             if input_features is None:
                 raise ProgramError("the exported programs are called with a source, or with the cache of one")
-            past_key_values = ProgramCache(self.encode(input_features, None))
-        logits = past_key_values.session.decode(decoder_input_ids)
-        return Seq2SeqLMOutput(logits=logits, past_key_values=past_key_values)
+            cache = ProgramCache(self.encode(input_features, None))
+        logits = cache.session.decode(decoder_input_ids)
+        return Seq2SeqLMOutput(logits=logits, **{cache_name(Seq2SeqLMOutput): cache})
 
     def __call__(self, *args: Any, **kwargs: Any) -> Seq2SeqLMOutput:
         return self.forward(*args, **kwargs)
@@ -155,6 +159,7 @@ def stand_in(model_class: str, config: Any, generation_config: Any) -> Any:
     with torch.device("meta"):
         model = combined(copy.deepcopy(config))
     model.generation_config = copy.deepcopy(generation_config)
+    model.cache_name = cache_name(original.forward)
     return model.eval()
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .caches import PrefillLayer, StepLayer, decoder_cache, recording_cache
+from .naming import cache_name
 
 
 class Encoder(torch.nn.Module):
@@ -34,9 +35,10 @@ class Encoder(torch.nn.Module):
         model = self.model
         encoder = model.get_encoder()
         hidden = encoder(source, attention_mask=attention_mask).last_hidden_state
-        cache = recording_cache(decoder_layers(model.config))
+        decoder, cache = model.get_decoder(), recording_cache(decoder_layers(model.config))
         start = torch.zeros((hidden.shape[0], 1), dtype=torch.long, device=hidden.device)
-        model.get_decoder()(input_ids=start, encoder_hidden_states=hidden, past_key_values=cache, use_cache=True)
+        given = {cache_name(decoder.forward): cache}
+        decoder(input_ids=start, encoder_hidden_states=hidden, use_cache=True, **given)
         layers: list[Any] = cache.cross_attention_cache.layers
         # read at every step, by backends that know no strides but those that they were compiled for
         return hidden, [layer.keys.contiguous() for layer in layers], [layer.values.contiguous() for layer in layers]
@@ -90,8 +92,8 @@ class Decoder(torch.nn.Module):
             decoder_input_ids=decoder_input_ids.flatten(0, 1),
             encoder_outputs=(hidden,),
             attention_mask=allowed,
-            past_key_values=cache,
             use_cache=True,
+            **{cache_name(self.model.forward): cache},
         )
         logits: Tensor = outputs.logits
         folded: Tensor = logits.unflatten(0, (sources, beams))

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
+from transformers.masking_utils import create_causal_mask
+
+from attnlower.lowering.seq2seq.naming import cache_name
 
 from ..comparison import Comparison, Tell, measure
 from ..limits import Peak, limit
@@ -14,6 +17,8 @@ from ..settings import Settings
 
 Case = Mapping[str, str | int]
 """What tells a row from the others: its dtype and sizes."""
+NO_CACHE: dict[str, Any] = {cache_name(create_causal_mask): None}
+"""What transformers' `masking_utils` are told of a cache where there is none."""
 
 
 class Suite(Protocol):

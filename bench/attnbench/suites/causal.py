@@ -9,13 +9,13 @@ from transformers.masking_utils import create_causal_mask
 from .. import by_hand
 from ..attention import Shape, comparison
 from ..comparison import Comparison
-from .base import LengthSuite
+from .base import NO_CACHE, LengthSuite
 
 CONFIG = LlamaConfig(num_hidden_layers=1, attn_implementation="sdpa")
 
 
 def mask(hidden: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor | None:
-    return create_causal_mask(CONFIG, hidden, attention_mask, past_key_values=None)
+    return create_causal_mask(CONFIG, hidden, attention_mask, **NO_CACHE)
 
 
 def allowed(b: torch.Tensor, h: torch.Tensor, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:

@@ -9,14 +9,14 @@ from transformers.masking_utils import create_chunked_causal_mask
 from .. import by_hand
 from ..attention import Shape, comparison
 from ..comparison import Comparison
-from .base import LengthSuite
+from .base import NO_CACHE, LengthSuite
 
 CHUNK = 512
 CONFIG = Llama4TextConfig(num_hidden_layers=1, attention_chunk_size=CHUNK, attn_implementation="sdpa")
 
 
 def mask(hidden: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor | None:
-    return create_chunked_causal_mask(CONFIG, hidden, attention_mask, past_key_values=None)
+    return create_chunked_causal_mask(CONFIG, hidden, attention_mask, **NO_CACHE)
 
 
 def allowed(b: torch.Tensor, h: torch.Tensor, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:

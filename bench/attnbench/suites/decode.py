@@ -17,6 +17,8 @@ from typing import Any
 
 import torch
 
+from attnlower.lowering.seq2seq.naming import cache_name
+
 from .. import models
 from ..attention import decisions
 from ..check import Expected
@@ -138,10 +140,12 @@ class Steps:
                 layer.values[:, :, start : start + SMALLEST] = held[:, :, : capacity - start]
         tokens = [torch.full((1, 1), 3 + step, device=self.device) for step in range(STEPS)]
 
+        given = {"use_cache": True, cache_name(self.model.forward): cache}
+
         def steps() -> torch.Tensor:
             for layer in cache.layers:
                 layer.cumulative_length.fill_(self.length)
-            logits = [call(input_ids=token, past_key_values=cache, use_cache=True).logits.clone() for token in tokens]
+            logits = [call(input_ids=token, **given).logits.clone() for token in tokens]
             return torch.cat(logits, dim=1)
 
         return steps

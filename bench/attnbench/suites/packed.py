@@ -15,7 +15,7 @@ from transformers.masking_utils import create_causal_mask
 from .. import by_hand
 from ..attention import Shape, comparison
 from ..comparison import Comparison
-from .base import LengthSuite
+from .base import NO_CACHE, LengthSuite
 
 DOCUMENTS = (300, 724, 212, 812)
 """Lengths of the documents, in turn; the last one is cut at the row's end."""
@@ -23,7 +23,7 @@ CONFIG = LlamaConfig(num_hidden_layers=1, attn_implementation="sdpa")
 
 
 def mask(hidden: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor | None:
-    return create_causal_mask(CONFIG, hidden, None, past_key_values=None, position_ids=position_ids)
+    return create_causal_mask(CONFIG, hidden, None, position_ids=position_ids, **NO_CACHE)
 
 
 def same_document(position_ids: torch.Tensor) -> by_hand.MaskMod:

@@ -9,14 +9,14 @@ from transformers.masking_utils import create_sliding_window_causal_mask
 from .. import by_hand
 from ..attention import Shape, comparison
 from ..comparison import Comparison
-from .base import LengthSuite
+from .base import NO_CACHE, LengthSuite
 
 WINDOW = 512
 CONFIG = MistralConfig(num_hidden_layers=1, sliding_window=WINDOW, attn_implementation="sdpa")
 
 
 def mask(hidden: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor | None:
-    return create_sliding_window_causal_mask(CONFIG, hidden, attention_mask, past_key_values=None)
+    return create_sliding_window_causal_mask(CONFIG, hidden, attention_mask, **NO_CACHE)
 
 
 def allowed(b: torch.Tensor, h: torch.Tensor, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
