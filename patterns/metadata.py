@@ -31,7 +31,8 @@ def module_path(node: fx.Node) -> str:
 
 @functools.lru_cache(maxsize=1024)
 def _clean_path(path: str) -> str:
-    path = re.sub(r"^([LG]\['[^']*'\]|L__self__)\.?", "", path)
+    # in front of a decorated forward, as transformers has them, stands `*args` with the module itself
+    path = re.sub(r"^(L\['args'\]\[0\]|[LG]\['[^']*'\]|L__self__)\.?", "", path)
     path = re.sub(r"_modules\['([^']*)'\]", r"\1", path)
     path = re.sub(r"\[['\"]?([^\]'\"]*)['\"]?\]", r".\1", path)
     return path.strip(".").removeprefix("_orig_mod.")

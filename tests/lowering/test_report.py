@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -129,6 +131,32 @@ def test_module_paths(models: Any, capture: str, lowered: Any) -> None:
 
     done = lowered(Model(), (torch.randn(2, 8, 32),), capture, dynamic=False)
     assert [s.module for s in done.report.sites] == ["model.layers.0", "model.layers.1"]
+
+
+def test_module_paths_behind_a_decorated_forward(models: Any) -> None:
+    """transformers decorates the forward of its models: Dynamo finds the module in the decorator's `*args`."""
+
+    def decorated(forward: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(forward)
+        def inner(*args: Any, **kwargs: Any) -> Any:
+            return forward(*args, **kwargs)
+
+        return inner
+
+    class Model(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = models.Decoder(layers=2)
+
+        @decorated
+        def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+            return self.model(hidden)
+
+    model, hidden = Model(), torch.randn(2, 8, 32)
+    torch._dynamo.reset()
+    compiled = torch.compile(model, backend="attnlower", options={"target": "eager"})
+    torch.testing.assert_close(compiled(hidden), model(hidden))
+    assert [s.module for s in attnlower.last_report().sites] == ["model.layers.0", "model.layers.1"]
 
 
 def test_spellings(models: Any, masks: Any, inputs: Any, capture: str, lowered: Any) -> None:
