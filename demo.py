@@ -141,8 +141,9 @@ def settings_from(args: argparse.Namespace) -> Settings:
 
 def measure(settings: Settings) -> Result:
     """Build the model and its variants, warm each up, time them alternating, then try a padded batch."""
-    if importlib.util.find_spec("transformers") is None:
-        raise AttnLowerError('the demo needs transformers: pip install "attnlower[hf]"')
+    missing = [name for name in ("transformers", "rich") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise AttnLowerError(f'the demo needs {" and ".join(missing)}: pip install "attnlower[hf]"')
     import torch
 
     from . import demo_model, last_report

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -19,6 +18,7 @@ from ..patterns.predicate import Predicate
 from ..patterns.verdict import Proved, Refuted
 from .passes.base import Site
 from .result import PassResult
+from .text_table import text_table
 from .verification import Verification
 
 
@@ -142,40 +142,21 @@ def render(report: Report, width: int = 160) -> str:
     """The report as a table of at most `width` columns."""
     if report == Report():
         return "attnlower: nothing has been compiled with it in this process"
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console(file=io.StringIO(), width=width, color_system=None, legacy_windows=False)
     lines = [f"attnlower: {len(report.sites)} attention call(s), target {report.target}"]
     if report.assumptions:
         lines.append(f"assumed: {' and '.join(report.assumptions)}")
     if report.error:
         lines.append(f"left untouched after an internal error: {report.error}")
-    console.print("\n".join(lines), markup=False, highlight=False)
     if report.sites:
-        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-        for heading in ("module", "formula", "verdict", "action", "reason"):
-            table.add_column(heading, overflow="fold")
-        for site in report.sites:
-            cells = (site.module or site.node, _shortened(site.formula), site.verdict, site.action, site.reason)
-            table.add_row(*(_escaped(c) for c in cells))
-        console.print(table)
-    for node, reason in report.near_misses:
-        console.print(f"not matched: node '{node}': {reason}", markup=False, highlight=False)
-    for verification in report.verifications:
-        console.print(f"self-check: {verification}", markup=False, highlight=False)
-    text = console.file.getvalue()  # type: ignore[attr-defined]
-    return "\n".join(line.rstrip() for line in text.splitlines())
+        cells = [(s.module or s.node, _shortened(s.formula), s.verdict, s.action, s.reason) for s in report.sites]
+        lines += text_table(("module", "formula", "verdict", "action", "reason"), cells, width)
+    lines += [f"not matched: node '{node}': {reason}" for node, reason in report.near_misses]
+    lines += [f"self-check: {verification}" for verification in report.verifications]
+    return "\n".join(lines)
 
 
 def _shortened(formula: str, limit: int = 90) -> str:
     return formula if len(formula) <= limit else formula[: limit - 3] + "..."
-
-
-def _escaped(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(text)
 
 
 def build_report(

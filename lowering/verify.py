@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import inspect
-import io
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -22,6 +21,7 @@ from .differences import Difference, largest, worst
 from .history import last_report
 from .report import Report
 from .target import Target
+from .text_table import text_table
 
 _SEQUENCES = ("decoder_input_ids", "decoder_inputs_embeds", "input_ids", "inputs_embeds", "input_features")
 _ALL_CALLS = 10**9
@@ -75,20 +75,12 @@ class VerificationReport:
         return {"passed": self.passed, "checks": checks, "report": self.report.to_dict()}
 
     def __str__(self) -> str:
-        from rich.console import Console
-        from rich.table import Table
-
-        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-        for heading in ("check", "result", "eager", "compiled", "allowed", "note"):
-            table.add_column(heading, overflow="fold")
+        rows = []
         for check in self.checks:
             numbers = [f"{d.relative:.1e}" if d is not None else "" for d in (check.eager, check.compiled)]
             allowed = f"{check.compiled.tolerance:.0e}" if check.compiled is not None else ""
-            table.add_row(check.name, check.status, *numbers, allowed, check.note.replace("[", r"\["))
-        console = Console(file=io.StringIO(), width=160, color_system=None, legacy_windows=False)
-        console.print(table)
-        text = console.file.getvalue()  # type: ignore[attr-defined]
-        return "\n".join(line.rstrip() for line in text.splitlines())
+            rows.append((check.name, check.status, *numbers, allowed, check.note))
+        return "\n".join(text_table(("check", "result", "eager", "compiled", "allowed", "note"), rows, width=160))
 
 
 def verify(model: Any, *args: Any, target: str | Target = "inductor", **kwargs: Any) -> VerificationReport:

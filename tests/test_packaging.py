@@ -65,7 +65,7 @@ def test_extras() -> None:
     extras = PROJECT["project"]["optional-dependencies"]
     assert set(extras) == {"hf", "tensorrt", "executorch", "bench", "docs", "test"}
     core = {Requirement(r).name for r in PROJECT["project"]["dependencies"]}
-    assert core == {"torch", "z3-solver", "rich"}
+    assert core == {"torch", "z3-solver"}
 
 
 @pytest.fixture(scope="module")
@@ -171,14 +171,14 @@ def link_distribution(name: str, site: Path) -> None:
 
 
 def test_the_wheel_works_with_what_the_core_requires_alone(built: Path, tmp_path: Path) -> None:
-    """In an empty environment that sees torch, z3-solver, rich and what they require, and none of the extras."""
+    """In an empty environment that sees torch, z3-solver and what they require, and none of the extras."""
     home = tmp_path / "empty"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(home)], check=True, timeout=60)
     (site,) = home.glob("lib/python*/site-packages")
     names: set[str] = set()
     for requirement in PROJECT["project"]["dependencies"]:
         requirements_of(canonicalize_name(Requirement(requirement).name), names)
-    assert not names & {"transformers", "numpy", "executorch", "torch-tensorrt"}
+    assert not names & {"rich", "transformers", "numpy", "executorch", "torch-tensorrt"}
     for name in sorted(names):
         link_distribution(name, site)
     (wheel,) = built.glob("*.whl")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import re
 from pathlib import Path
@@ -42,6 +43,8 @@ def add_generate_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run_export(args: argparse.Namespace) -> int:
     """Export a model into a folder, showing the steps."""
+    if importlib.util.find_spec("rich") is None:
+        raise ProgramError("export-seq2seq shows its steps with rich: pip install 'attnlower[hf]'")
     from rich.console import Console
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
