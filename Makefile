@@ -10,6 +10,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 # The range of torch stands in pyproject.toml; this reads it there.
 TORCH = $(shell $(BIN)/python -c "import tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))['project']; print(next(d for d in p['dependencies'] if d.startswith('torch')))")
+EXECUTORCH = $(shell $(BIN)/python -c "import tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))['project']; print(p['optional-dependencies']['executorch'][0])")
 TORCH_TENSORRT = $(shell $(BIN)/python -c "import tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))['project']; print(p['optional-dependencies']['tensorrt'][0])")
 # More words for the `pip install` of torch, such as an index of CPU builds: make venv TORCH_PIP='--index-url URL'
 TORCH_PIP ?=
@@ -76,6 +77,9 @@ $(VENV)/.installed: pyproject.toml $(VENV)/.torch
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test,hf,docs]'
 	@# torch_tensorrt without TensorRT, which its tests do on a reference: its own requirements are gigabytes for a GPU.
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps '$(TORCH_TENSORRT)'
+	@# ExecuTorch has no wheels for some machines: its tests are skipped there.
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --only-binary executorch '$(EXECUTORCH)' || \
+	  echo "$(EXECUTORCH) could not be installed: its tests are skipped" >&2
 	@touch $@
 
 lint: venv ## ruff (rules and format) and mypy
