@@ -52,7 +52,7 @@ if missing:
 endef
 export CHECK_PYTHON
 
-.PHONY: help venv lint format test fuzz zoo zoo-releases wheel-check sdist docs demo demo-quick bench bench-quick bench-page bench-save bench-tensorrt readme-tables clean
+.PHONY: help venv lint format test test-executorch fuzz zoo zoo-releases wheel-check sdist docs demo demo-quick bench bench-quick bench-page bench-save bench-tensorrt readme-tables clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -77,9 +77,14 @@ $(VENV)/.installed: pyproject.toml $(VENV)/.torch
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test,hf,docs]'
 	@# torch_tensorrt without TensorRT, which its tests do on a reference: its own requirements are gigabytes for a GPU.
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps '$(TORCH_TENSORRT)'
-	@# ExecuTorch has no wheels for some machines: its tests are skipped there.
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --only-binary executorch '$(EXECUTORCH)' || \
-	  echo "$(EXECUTORCH) could not be installed: its tests are skipped" >&2
+	@touch $@
+
+# An environment of its own, with .venv behind it: ExecuTorch brings packages that transformers imports when it finds them.
+$(VENV)/executorch/.installed: $(VENV)/.installed
+	$(BIN)/python -m venv --clear --without-pip $(VENV)/executorch
+	$(BIN)/python -c "import sysconfig as s; print(f'import site; site.addsitedir({s.get_paths()[\"purelib\"]!r})')" > $(VENV)/borrowed.pth
+	mv $(VENV)/borrowed.pth $(VENV)/executorch/lib/python*/site-packages/
+	$(BIN)/python -m pip --python $(VENV)/executorch/bin/python install --quiet --disable-pip-version-check '$(EXECUTORCH)'
 	@touch $@
 
 lint: venv ## ruff (rules and format) and mypy
@@ -93,6 +98,9 @@ format: venv ## let ruff reformat the sources and fix what it can
 
 test: lint ## set up, then ruff, mypy and pytest
 	$(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist loadgroup $(PYTEST)
+
+test-executorch: $(VENV)/executorch/.installed ## what the real ExecuTorch runtime does with the programs (ten minutes)
+	$(TEST_ENV) $(VENV)/executorch/bin/python -m pytest -n 2 tests/seq2seq/test_targets_executorch.py tests/examples -k "executorch or exporters" $(PYTEST)
 
 fuzz: venv ## random mask programs against brute force, N of them in two processes: make fuzz N=100000
 	PYTHONPATH=tests/fuzz $(TEST_ENV) $(BIN)/python -W ignore -m attnfuzz $(N) $(FUZZ)
