@@ -10,6 +10,7 @@ from typing import Any
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results"
 SOUNDNESS = re.compile(r"(<!-- soundness:start -->\n).*?(<!-- soundness:end -->)", re.DOTALL)
+STEPS = re.compile(r"(<!-- steps:start -->\n).*?(<!-- steps:end -->)", re.DOTALL)
 BLOCK = re.compile(r"(<!-- bench:start -->\n).*?(<!-- bench:end -->)", re.DOTALL)
 
 
@@ -57,10 +58,35 @@ def _worst(measured: dict[str, Any]) -> str:
     return f"{max(measured['errors']):.1e}"
 
 
+def steps(result: dict[str, Any]) -> str:
+    """A Markdown table of the time per decoding step, of every case that was measured with Inductor."""
+    machine, names = result["machine"], ("eager", "static cache, torch.compile", "attnlower, Inductor")
+    lines = [
+        f"Milliseconds per step, float32, medians; {machine['cpu']}, {machine['threads']} threads, torch "
+        f"{machine['torch']}, transformers {machine['transformers']}, {machine['date'][:10]}:",
+        "",
+        f"| model | source | sources x beams | cache | {' | '.join(names)} | x eager | x static cache |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for model, rows in result["models"].items():
+        for row in rows:
+            times = row["milliseconds"]
+            if row["part"] != "step" or names[-1] not in times:
+                continue
+            cells = [f"{times[n]['median']:.1f}" if n in times else "" for n in names]
+            ratios = [row[key].get(names[-1]) for key in ("ratio_to_eager", "ratio_to_static")]
+            cells += [f"{r['median']:.2f}" if r else "" for r in ratios]
+            what = f"{model} | {row['source']} | {row['batch']} x {row['beams']} | {row['capacity']}"
+            lines.append(f"| {what} | {' | '.join(cells)} |")
+    return "\n".join([*lines, ""])
+
+
 def updated(readme: str) -> str:
     """README's text with the tables made anew."""
     results = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("demo-*.json"), reverse=True)]
     readme = BLOCK.sub(lambda m: f"{m[1]}{section(results)}{m[2]}", readme)
+    latency = json.loads((RESULTS / "seq2seq-latency.json").read_text())
+    readme = STEPS.sub(lambda m: f"{m[1]}{steps(latency)}{m[2]}", readme)
     found = json.loads((RESULTS / "tensorrt-soundness.json").read_text())
     return SOUNDNESS.sub(lambda m: f"{m[1]}{soundness(found)}{m[2]}", readme)
 
