@@ -99,7 +99,7 @@ format: venv ## let ruff reformat the sources and fix what it can
 test: lint ## set up, then ruff, mypy and pytest
 	$(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist loadgroup $(PYTEST)
 
-test-executorch: $(VENV)/executorch/.installed ## what the real ExecuTorch runtime does with the programs (ten minutes)
+test-executorch: $(VENV)/executorch/.installed ## what the real ExecuTorch runtime does with the programs (a few minutes)
 	$(TEST_ENV) $(VENV)/executorch/bin/python -m pytest -n 2 tests/seq2seq/test_targets_executorch.py tests/examples -k "executorch or exporters" $(PYTEST)
 
 fuzz: venv ## random mask programs against brute force, N of them in two processes: make fuzz N=100000

@@ -139,7 +139,6 @@ class Steps:
                 layer.keys[:, :, start : start + SMALLEST] = held[:, :, : capacity - start]
                 layer.values[:, :, start : start + SMALLEST] = held[:, :, : capacity - start]
         tokens = [torch.full((1, 1), 3 + step, device=self.device) for step in range(STEPS)]
-
         given = {"use_cache": True, cache_name(self.model.forward): cache}
 
         def steps() -> torch.Tensor:
