@@ -159,7 +159,6 @@ def test_the_check_sees_relative_imports() -> None:
 LONG_FILES: Mapping[str, str] = {
     "attnlower.patterns.build": "constructors that call one another: parts would be an import cycle",
     "attnlower.patterns.floats": "one rule per operation on floats: a list, each entry a few lines",
-    "attnlower.patterns.capture": "the tracing of mask ancestors, with what must be undone when it fails",
     "attnlower.patterns.rules.pointwise": "one rule per pointwise operator: a list, each entry a few lines",
 }
 

@@ -16,9 +16,9 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 import attnlower
 from attnlower.errors import CaptureError
-from attnlower.patterns import Analysis, Proved, analyze, capture, find_attention
+from attnlower.patterns import Analysis, Proved, analyze, find_attention
 from attnlower.patterns.aliasing import op_name, written_tensors
-from attnlower.patterns.capture import capture_masks
+from attnlower.patterns.capture import capture_masks, guards, trace
 from attnlower.patterns.metadata import input_label, value_of
 from attnlower.patterns.sizes import shape_env_of
 
@@ -156,7 +156,7 @@ def steps_written(x: torch.Tensor) -> torch.Tensor:
 @pytest.fixture
 def strict_about_strides(monkeypatch: pytest.MonkeyPatch) -> None:
     """Questions about the strides of a new tensor count as guards: they stand for those that do matter."""
-    monkeypatch.setattr(capture, "_LAYOUT_QUESTIONS", {"_extract_tensor_metadata"})
+    monkeypatch.setattr(guards, "_LAYOUT_QUESTIONS", {"_extract_tensor_metadata"})
 
 
 def test_a_question_about_strides_is_no_guard() -> None:
@@ -219,7 +219,7 @@ def test_a_copy_that_is_taken_asks_nothing_of_the_sizes() -> None:
 def test_writes_are_traced_away_once(monkeypatch: pytest.MonkeyPatch, batched: bool) -> None:
     """A second trace only where vmap's levels are numbered in the graph."""
     traces: list[bool] = []
-    monkeypatch.setattr(capture, "make_fx", lambda *args, **kwargs: traces.append(True) or make_fx(*args, **kwargs))
+    monkeypatch.setattr(trace, "make_fx", lambda *args, **kwargs: traces.append(True) or make_fx(*args, **kwargs))
 
     def fn(x: torch.Tensor) -> torch.Tensor:
         steps = torch.arange(x.shape[2])
@@ -311,7 +311,7 @@ def test_a_failed_trace_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> 
         raise RuntimeError("what went wrong\n\nwhat you might do about it")
 
     gm = exported()
-    monkeypatch.setattr(capture, "make_fx", failing)
+    monkeypatch.setattr(trace, "make_fx", failing)
     with pytest.raises(CaptureError, match=r"ATen: RuntimeError: what went wrong$"):
         capture_masks(gm, uses(gm))
 

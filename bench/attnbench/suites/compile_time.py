@@ -51,7 +51,7 @@ TYPES = {"causal": "llama", "sliding": "mistral"}
 ROOT = Path(attnlower.__file__).parent
 STAGES = {
     "find and read": ("patterns/analyze.py", "analyze"),
-    "trace the masks": ("patterns/capture.py", "capture_masks"),
+    "trace the masks": ("capture/masks.py", "capture_masks"),
     "classify": ("patterns/classify.py", "classify"),
     "copy graphs": ("lowering/copying.py", "copy_graph_module"),
     "build variants": ("lowering/pipeline.py", "build_variant"),
