@@ -92,4 +92,8 @@ def _stops(node: fx.Node) -> bool:
         return tensor_of(node) is not None or isinstance(attribute(node), torch.Tensor)
     if isinstance(value_of(node), (int, float, bool, torch.SymInt, torch.SymFloat, torch.SymBool)):
         return True
+    if node.meta.get("unbacked_bindings"):
+        return (
+            True  # as many elements as the data say: replayed, their number would be another symbol than the recorded
+        )
     return op_name(node) in _COMPUTE

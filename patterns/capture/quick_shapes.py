@@ -5,8 +5,9 @@ A fake kernel asks the ShapeEnv dozens of questions about sizes and strides: a f
 broadcast where their expressions are the same or one of them is the number 1, and the dtype is that of the same op on
 tensors of one element. Whatever is not as plain as that goes the ordinary way.
 
-Results are contiguous. Where nothing is written to, no value depends on strides. Where something is, they decide
-whether `reshape` is a view of what is written to; there only operands are taken whose result is contiguous anyway.
+Results other than views are contiguous. Where nothing is written to, no value depends on strides. Where something is,
+they decide whether `reshape` is a view of what is written to; there only operands are taken whose result is contiguous
+anyway.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ import torch
 from torch._dispatch.python import no_python_dispatcher
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, in_kernel_invocation_manager
 
-from .quick_sizes import Size, broadcast, in_order
-from .quick_views import view_sizes
+from .quick_sizes import Size, at_least, broadcast, in_order, same
+from .quick_views import view_layout
 
 _aten = torch.ops.aten
 
@@ -61,11 +62,15 @@ def _quick(
     if not isinstance(func, torch._ops.OpOverload) or func._schema.is_mutable or len(func._schema.returns) != 1:
         return None
     first = args[0] if args else None
+    if func is _aten.arange.default:
+        return _arange(mode, first, **kwargs)
+    if func is _aten.cat.default:
+        return _cat(mode, *args)
     if not isinstance(first, torch.Tensor) or not _plain(mode, first):
         return None
-    sizes = view_sizes(func, args, kwargs, writes=writes)
-    if sizes is not None:
-        return _result(mode, sizes, first.dtype, first.device)
+    layout = view_layout(func, args, kwargs, writes=writes)
+    if layout is not None:
+        return _result(mode, *layout, first.dtype, first.device)
     if torch.Tag.pointwise not in func.tags and func not in _SAME_SIZES:
         return None
     tensors = [a for a in args if isinstance(a, torch.Tensor)]
@@ -75,16 +80,50 @@ def _quick(
         return None  # kernels are fast where sizes are numbers
     sizes = first.shape if func in _SAME_SIZES else broadcast([t.shape for t in tensors])
     dtype = _dtype(func, args, kwargs, dtypes, first.device) if sizes is not None else None
-    return _result(mode, sizes, dtype, first.device) if sizes is not None and dtype is not None else None
+    return _result(mode, sizes, None, dtype, first.device) if sizes is not None and dtype is not None else None
+
+
+def _arange(
+    mode: FakeTensorMode, end: Any, *, dtype: Any = None, layout: Any = None, device: Any = None, pin_memory: Any = None
+) -> FakeTensor | None:
+    """The numbers up to a symbolic size."""
+    if not isinstance(end, torch.SymInt) or not at_least(end, 0) or pin_memory or layout not in (None, torch.strided):
+        return None
+    return _result(mode, [end], None, dtype or torch.int64, torch.device("cpu" if device is None else device))
+
+
+def _cat(mode: FakeTensorMode, tensors: Sequence[torch.Tensor], dim: int = 0) -> FakeTensor | None:
+    """Contiguous tensors that differ in one axis only."""
+    first, ranks = tensors[0], {t.dim() for t in tensors}
+    kinds = {(t.dtype, t.device) for t in tensors}
+    if len(ranks) > 1 or len(kinds) > 1 or not all(_plain(mode, t) and in_order(t, repeated=False) for t in tensors):
+        return None
+    if not any(isinstance(size, torch.SymInt) for t in tensors for size in t.shape):
+        return None  # kernels are fast where sizes are numbers
+    axis = dim % first.dim()
+    sizes = list(first.shape)
+    if not all(same(t.shape[i], size) for t in tensors for i, size in enumerate(sizes) if i != axis):
+        return None
+    sizes[axis] = sum(t.shape[axis] for t in tensors)
+    return _result(mode, sizes, None, first.dtype, first.device)
 
 
 def _plain(mode: FakeTensorMode, tensor: torch.Tensor) -> bool:
     return type(tensor) is FakeTensor and tensor.fake_mode is mode and tensor.layout is torch.strided
 
 
-def _result(mode: FakeTensorMode, sizes: Sequence[Size], dtype: torch.dtype, device: torch.device) -> FakeTensor:
+def _result(
+    mode: FakeTensorMode,
+    sizes: Sequence[Size],
+    strides: Sequence[Size] | None,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> FakeTensor:
     with no_python_dispatcher(), in_kernel_invocation_manager(mode):
-        empty = torch.empty(sizes, dtype=dtype, device="meta")
+        if strides is None:
+            empty = torch.empty(sizes, dtype=dtype, device="meta")
+        else:
+            empty = torch.empty_strided(sizes, strides, dtype=dtype, device="meta")
     return FakeTensor(mode, empty, device)
 
 

@@ -19,7 +19,7 @@ def broadcast(shapes: Sequence[Sequence[Size]]) -> list[Size] | None:
             size, before = shape[axis], result[axis]
             if _is_number(before, 1):
                 result[axis] = size
-            elif not _is_number(size, 1) and not _same(size, before):
+            elif not _is_number(size, 1) and not same(size, before):
                 return None
     return result
 
@@ -46,11 +46,26 @@ def in_order(tensor: torch.Tensor, *, repeated: bool = True) -> bool:
     return True
 
 
+def at_least(one: Size, other: Size) -> bool:
+    """True if the ShapeEnv's ranges tell that the one is at least the other."""
+    if isinstance(one, int) and isinstance(other, int):
+        return one >= other
+    if one is other:
+        return True
+    env = next(size.node.shape_env for size in (one, other) if not isinstance(size, int))
+    return bool(env.bound_sympy(_expr(one) - _expr(other)).lower >= 0)
+
+
+def _expr(size: Size) -> Any:
+    return size if isinstance(size, int) else size.node.expr
+
+
 def _is_number(size: Size, number: int) -> bool:
     return isinstance(size, int) and size == number
 
 
-def _same(one: Size, other: Size) -> bool:
+def same(one: Size, other: Size) -> bool:
+    """True if two sizes are one number or one expression."""
     if isinstance(one, int) or isinstance(other, int):
         return isinstance(one, int) and isinstance(other, int) and one == other
     return one is other or bool(one.node.expr == other.node.expr)
@@ -60,6 +75,6 @@ def _nonempty(size: Size) -> Any:
     """A size or stride where no axis is empty: `Max(1, s0)` is s0. Order makes no difference to a tensor of nothing."""
     if isinstance(size, int):
         return size
-    expr = size.node.expr
+    expr = _expr(size)
     floors = {m: m.args[1] for m in expr.atoms(Max) if len(m.args) == 2 and m.args[0] == 1}
     return expr.xreplace(floors) if floors else expr

@@ -1,4 +1,4 @@
-"""Sizes of views and of gathers by tensors, where they follow from the arguments alone."""
+"""Sizes and strides of views, and sizes of gathers by tensors, where they follow from the arguments alone."""
 
 from __future__ import annotations
 
@@ -7,73 +7,92 @@ from typing import Any
 
 import torch
 
-from .quick_sizes import Size, broadcast, in_order
+from .quick_sizes import Size, at_least, broadcast, in_order
 
 _aten = torch.ops.aten
 _TO_THE_END = 2**63 - 1
 
+Layout = tuple[Sequence[Size], Sequence[Size] | None]
+"""Sizes and strides; None for those of a contiguous tensor."""
 
-def view_sizes(
+
+def view_layout(
     func: torch._ops.OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any], *, writes: bool
-) -> Sequence[Size] | None:
-    """The sizes of a view or gather of the first argument; None if they are not plain to see.
+) -> Layout | None:
+    """The layout of a view or gather of the first argument; None if it is not plain to see.
 
-    With `writes` only views are taken whose strides are those of a contiguous tensor.
+    Args:
+        func: any op.
+        args: its arguments; the first is a strided tensor.
+        kwargs: none for the ops that are known here.
+        writes: strides matter; if not, those of gathers and reshapes are given as if all were contiguous.
     """
-    rule = _CONTIGUOUS.get(func) or (None if writes else _STRIDED.get(func))
-    if rule is None or kwargs:
-        return None
-    tensor = args[0]
-    if not any(isinstance(size, torch.SymInt) for size in tensor.shape):
-        return None
-    if writes and not in_order(tensor, repeated=False):
-        return None
-    return rule(*args)
+    rule = _VIEWS.get(func)
+    if rule is None:
+        rule = _CONTIGUOUS.get(func) if not writes or in_order(args[0], repeated=False) else None
+    if rule is None and not writes:
+        rule = _GATHERS.get(func)
+    return None if rule is None or kwargs else rule(*args)
 
 
-def _unsqueeze(x: torch.Tensor, dim: int) -> Sequence[Size] | None:
-    sizes = list(x.shape)
-    sizes.insert(dim if dim >= 0 else dim + len(sizes) + 1, 1)
-    return sizes
+def _unsqueeze(x: torch.Tensor, dim: int) -> Layout:
+    at = dim if dim >= 0 else dim + x.dim() + 1
+    sizes, strides = list(x.shape), list(x.stride())
+    stride = sizes[at] * strides[at] if at < x.dim() else 1
+    return [*sizes[:at], 1, *sizes[at:]], [*strides[:at], stride, *strides[at:]]
 
 
-def _view(x: torch.Tensor, sizes: Sequence[Size]) -> Sequence[Size] | None:
-    return None if any(isinstance(size, int) and size < 0 for size in sizes) else sizes
-
-
-def _whole_slice(
+def _slice(
     x: torch.Tensor, dim: int = 0, start: Size | None = None, end: Size | None = None, step: Size = 1
-) -> Sequence[Size] | None:
-    del dim
-    first = start is None or (isinstance(start, int) and start == 0)
-    last = end is None or (isinstance(end, int) and end >= _TO_THE_END)
-    return x.shape if first and last and isinstance(step, int) and step == 1 else None
+) -> Layout | None:
+    """Where the ends are known to lie within the axis."""
+    size, first = x.shape[dim], 0 if start is None else start
+    last = size if end is None or (isinstance(end, int) and end >= _TO_THE_END) else end
+    last = size + last if isinstance(last, int) and last < 0 else last
+    first = size + first if isinstance(first, int) and first < 0 else first
+    if not isinstance(step, int) or step != 1:
+        return None
+    if not (at_least(first, 0) and at_least(last, first) and at_least(size, last)):
+        return None
+    sizes: list[Size] = list(x.shape)
+    sizes[dim] = last if isinstance(first, int) and first == 0 else last - first
+    return sizes, x.stride()
 
 
-def _expand(x: torch.Tensor, sizes: Sequence[Size]) -> Sequence[Size] | None:
-    own = [1] * (len(sizes) - x.dim()) + list(x.shape)
-    return [old if isinstance(new, int) and new == -1 else new for old, new in zip(own, sizes, strict=True)]
+def _expand(x: torch.Tensor, sizes: Sequence[Size]) -> Layout:
+    new = len(sizes) - x.dim()
+    found, strides = list(sizes), [0] * new + list(x.stride())
+    for axis, (own, asked) in enumerate(zip(x.shape, sizes[new:], strict=True), new):
+        if isinstance(asked, int) and asked == -1:
+            found[axis] = own
+        elif isinstance(own, int) and own == 1 and not (isinstance(asked, int) and asked == 1):
+            strides[axis] = 0
+    return found, strides
 
 
-def _permute(x: torch.Tensor, dims: Sequence[int]) -> Sequence[Size] | None:
-    return [x.shape[dim] for dim in dims]
+def _permute(x: torch.Tensor, dims: Sequence[int]) -> Layout:
+    return [x.shape[dim] for dim in dims], [x.stride(dim) for dim in dims]
 
 
-def _transpose(x: torch.Tensor, one: int, other: int) -> Sequence[Size] | None:
-    sizes = list(x.shape)
-    if sizes:
-        sizes[one], sizes[other] = sizes[other], sizes[one]
-    return sizes
+def _transpose(x: torch.Tensor, one: int, other: int) -> Layout:
+    order = list(range(x.dim()))
+    if order:
+        order[one], order[other] = order[other], order[one]
+    return _permute(x, order)
 
 
-def _select(x: torch.Tensor, dim: int, index: Size) -> Sequence[Size] | None:
+def _select(x: torch.Tensor, dim: int, index: Size) -> Layout:
     del index
-    sizes = list(x.shape)
-    del sizes[dim]
-    return sizes
+    kept = [axis for axis in range(x.dim()) if axis != dim % x.dim()]
+    return _permute(x, kept)
 
 
-def _index(x: torch.Tensor, indices: Sequence[torch.Tensor | None]) -> Sequence[Size] | None:
+def _view(x: torch.Tensor, sizes: Sequence[Size]) -> Layout | None:
+    del x
+    return None if any(isinstance(size, int) and size < 0 for size in sizes) else (sizes, None)
+
+
+def _index(x: torch.Tensor, indices: Sequence[torch.Tensor | None]) -> Layout | None:
     """Where the indexed axes are not neighbours, the axes of the indices come first."""
     given = {axis: index for axis, index in enumerate(indices) if index is not None}
     if not all(index.dtype in (torch.int64, torch.int32) for index in given.values()):
@@ -84,23 +103,21 @@ def _index(x: torch.Tensor, indices: Sequence[torch.Tensor | None]) -> Sequence[
     first, last = min(given), max(given)
     at = first if last - first + 1 == len(given) else 0
     sizes = [size for axis, size in enumerate(x.shape) if axis not in given]
-    return [*sizes[:at], *found, *sizes[at:]]
+    return [*sizes[:at], *found, *sizes[at:]], None
 
 
-Rule = Callable[..., Sequence[Size] | None]
+Rule = Callable[..., Layout | None]
 
-_CONTIGUOUS: Mapping[Any, Rule] = {
+_VIEWS: Mapping[Any, Rule] = {
     _aten.unsqueeze.default: _unsqueeze,
-    _aten.view.default: _view,
-    _aten._unsafe_view.default: _view,
-    _aten.slice.Tensor: _whole_slice,
-}
-"""Views of a contiguous tensor that are contiguous themselves."""
-
-_STRIDED: Mapping[Any, Rule] = {
+    _aten.slice.Tensor: _slice,
     _aten.expand.default: _expand,
     _aten.permute.default: _permute,
     _aten.transpose.int: _transpose,
     _aten.select.int: _select,
-    _aten.index.Tensor: _index,
 }
+
+_CONTIGUOUS: Mapping[Any, Rule] = {_aten.view.default: _view, _aten._unsafe_view.default: _view}
+"""Views of a contiguous tensor that are contiguous themselves."""
+
+_GATHERS: Mapping[Any, Rule] = {_aten.index.Tensor: _index}

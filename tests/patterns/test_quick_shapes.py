@@ -9,6 +9,7 @@ from unittest import mock
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.export import Dim
@@ -48,13 +49,21 @@ VIEWS: dict[str, Program] = {
     "unsqueeze_inside": lambda x, m, v: m.unsqueeze(-2),
     "view": lambda x, m, v: x.view(x.shape[0] * 3, x.shape[2], 4),
     "whole_slice": lambda x, m, v: aten.slice.Tensor(m, 1, 0, 2**63 - 1),
-}
-STRIDED: dict[str, Program] = {
+    "slice_without_the_first": lambda x, m, v: m[:, 1:],
+    "slice_without_the_last": lambda x, m, v: m[:, :-1],
+    "slice_of_one": lambda x, m, v: m[:, :1],
+    "slice_of_the_last": lambda x, m, v: m[:, -1:],
+    "slice_up_to_a_size": lambda x, m, v: F.pad(m, (1, 0))[:, : m.shape[1]],
+    "arange": lambda x, m, v: torch.arange(v.shape[0]),
+    "arange_in_int32": lambda x, m, v: torch.arange(v.shape[0], dtype=torch.int32),
+    "cat": lambda x, m, v: torch.cat([m, m[:, :1].clone()], dim=-1),
     "expand": lambda x, m, v: m[:, None, None, :].expand(m.shape[0], 1, v.shape[0], -1),
     "expand_in_front": lambda x, m, v: v.expand(3, -1),
     "permute": lambda x, m, v: x.permute(0, 2, 1, 3),
     "transpose": lambda x, m, v: x.transpose(-1, 1),
     "select": lambda x, m, v: x.select(-1, 2),
+}
+STRIDED: dict[str, Program] = {
     "of_a_transposed": lambda x, m, v: x.transpose(1, 2) + 1,
     "index": lambda x, m, v: m[:, v],
     "index_both": lambda x, m, v: m[v[:, None] * 0, v[None, :]],
@@ -136,7 +145,11 @@ def test_two_symbols_are_left_to_the_kernel(inputs: tuple[FakeTensorMode, list[t
 LEFT: dict[str, Program] = {
     "boolean_index": lambda x, m, v: m[m > 0],
     "size_to_be_inferred": lambda x, m, v: x.view(-1, 4),
-    "part_of_an_axis": lambda x, m, v: m[:, 1:],
+    "slice_to_an_end_that_may_lie_behind": lambda x, m, v: m[:, :9],
+    "slice_to_another_size": lambda x, m, v: m[:, : v.shape[0]],
+    "every_second": lambda x, m, v: m[:, ::2],
+    "arange_from_one": lambda x, m, v: torch.arange(1, v.shape[0]),
+    "cat_of_two_dtypes": lambda x, m, v: torch.cat([m, m.float()], dim=-1),
     "to_another_layout": lambda x, m, v: x.clone(memory_format=torch.channels_last),
     "writes_into": lambda x, m, v: m.add_(1),
 }
@@ -175,7 +188,7 @@ class WritesThroughAReshape(torch.nn.Module):
         grid = (steps[:, None] - steps[None, :]) + torch.zeros(length, length, dtype=torch.int64)
         mask = grid.transpose(0, 1) + 0
         mask.reshape(-1).fill_(-1)
-        return torch.nn.functional.scaled_dot_product_attention(x, x, x, attn_mask=mask <= 0)
+        return F.scaled_dot_product_attention(x, x, x, attn_mask=mask <= 0)
 
 
 def test_a_write_into_a_copy_does_not_reach_the_mask() -> None:
