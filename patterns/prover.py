@@ -7,7 +7,7 @@ counterexample that rests on a value the reader could not open is Unknown too, s
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from . import build
@@ -53,6 +53,7 @@ class Prover:
 
     timeout_ms: int = DEFAULT_TIMEOUT_MS
     stats: ProofStats = field(default_factory=ProofStats)
+    _answers: dict[Expr, list[tuple[Facts, Verdict]]] = field(default_factory=dict, repr=False)
 
     def prove(self, predicate: Predicate, template: MaskTemplate, facts: Facts | None = None) -> Verdict:
         """Decide whether a mask allows exactly what a template allows.
@@ -70,15 +71,21 @@ class Prover:
         settled = facts.decide(claim_expr)
         if settled:
             return Proved(claim)
+        asked = self._answers.setdefault(claim_expr, [])
+        for known, verdict in asked:
+            if known == facts:
+                return replace(verdict, claim=claim) if isinstance(verdict, Proved) else verdict
         z3_ready = time.perf_counter()
         translator = Translator()
         started = time.perf_counter()
         self.stats.import_ms += (started - z3_ready) * 1e3 if self.stats.solver_calls == 0 else 0.0
         try:
-            return self._ask(translator, claim_expr, facts, claim)
+            verdict = self._ask(translator, claim_expr, facts, claim)
         finally:
             self.stats.solver_calls += 1
             self.stats.solver_ms += (time.perf_counter() - started) * 1e3
+        asked.append((facts, verdict))
+        return verdict
 
     def holds(self, condition: Expr, facts: Facts) -> bool:
         """True if a condition is proved."""

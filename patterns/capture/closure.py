@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import fx
+from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
 from ..aliasing import op_name, private_writes, writes_into, written_tensors
 from ..known import attribute
@@ -92,8 +94,14 @@ def _stops(node: fx.Node) -> bool:
         return tensor_of(node) is not None or isinstance(attribute(node), torch.Tensor)
     if isinstance(value_of(node), (int, float, bool, torch.SymInt, torch.SymFloat, torch.SymBool)):
         return True
-    if node.meta.get("unbacked_bindings"):
-        return (
-            True  # as many elements as the data say: replayed, their number would be another symbol than the recorded
-        )
-    return op_name(node) in _COMPUTE
+    return op_name(node) in _COMPUTE or _makes_a_size(node)
+
+
+def _makes_a_size(node: fx.Node) -> bool:
+    """True if a tensor has as many elements as the data say: a replay would give their number another symbol."""
+    tensor = tensor_of(node)
+    if tensor is None or not any(isinstance(size, torch.SymInt) for size in tensor.shape):
+        return False
+    unbacked = free_unbacked_symbols(tensor)
+    maker = node.all_input_nodes[0] if node.target is operator.getitem and node.all_input_nodes else node
+    return bool(unbacked) and not unbacked <= free_unbacked_symbols([value_of(n) for n in maker.all_input_nodes])

@@ -64,6 +64,7 @@ def _tells_0_and_1_apart(guard: Any) -> bool:
 
 _LAYOUT_QUESTIONS = {
     "_extract_tensor_metadata",  # make_fx notes a tensor's memory format, of which reading makes no use
+    "fake_of_layout",  # how much memory a tensor of known sizes and strides would take
     "compute_elementwise_output_logical_to_physical_perm",  # strides of a new tensor, which say nothing of its values
 }
 

@@ -70,7 +70,7 @@ def _quick(
         return None
     layout = view_layout(func, args, kwargs, writes=writes)
     if layout is not None:
-        return _result(mode, *layout, first.dtype, first.device)
+        return fake_of_layout(mode, *layout, first.dtype, first.device)
     if torch.Tag.pointwise not in func.tags and func not in _SAME_SIZES:
         return None
     tensors = [a for a in args if isinstance(a, torch.Tensor)]
@@ -80,7 +80,7 @@ def _quick(
         return None  # kernels are fast where sizes are numbers
     sizes = first.shape if func in _SAME_SIZES else broadcast([t.shape for t in tensors])
     dtype = _dtype(func, args, kwargs, dtypes, first.device) if sizes is not None else None
-    return _result(mode, sizes, None, dtype, first.device) if sizes is not None and dtype is not None else None
+    return fake_of_layout(mode, sizes, None, dtype, first.device) if sizes is not None and dtype is not None else None
 
 
 def _arange(
@@ -89,7 +89,7 @@ def _arange(
     """The numbers up to a symbolic size."""
     if not isinstance(end, torch.SymInt) or not at_least(end, 0) or pin_memory or layout not in (None, torch.strided):
         return None
-    return _result(mode, [end], None, dtype or torch.int64, torch.device("cpu" if device is None else device))
+    return fake_of_layout(mode, [end], None, dtype or torch.int64, torch.device("cpu" if device is None else device))
 
 
 def _cat(mode: FakeTensorMode, tensors: Sequence[torch.Tensor], dim: int = 0) -> FakeTensor | None:
@@ -105,20 +105,21 @@ def _cat(mode: FakeTensorMode, tensors: Sequence[torch.Tensor], dim: int = 0) ->
     if not all(same(t.shape[i], size) for t in tensors for i, size in enumerate(sizes) if i != axis):
         return None
     sizes[axis] = sum(t.shape[axis] for t in tensors)
-    return _result(mode, sizes, None, first.dtype, first.device)
+    return fake_of_layout(mode, sizes, None, first.dtype, first.device)
 
 
 def _plain(mode: FakeTensorMode, tensor: torch.Tensor) -> bool:
     return type(tensor) is FakeTensor and tensor.fake_mode is mode and tensor.layout is torch.strided
 
 
-def _result(
+def fake_of_layout(
     mode: FakeTensorMode,
     sizes: Sequence[Size],
     strides: Sequence[Size] | None,
     dtype: torch.dtype,
     device: torch.device,
 ) -> FakeTensor:
+    """A fake tensor; what is asked of the sizes on the way (`guards.py`) is only how much memory it would take."""
     with no_python_dispatcher(), in_kernel_invocation_manager(mode):
         if strides is None:
             empty = torch.empty(sizes, dtype=dtype, device="meta")

@@ -64,10 +64,9 @@ KNOWN_UNKNOWN: tuple[KnownUnknown, ...] = (
         classes="BltForCausalLM",
     ),
     KnownUnknown(
-        r"could not be traced to ATen: GuardOnDataDependentSymNode",
-        "none",
-        "the number of patches is known at run time only, and tracing the mask between bytes and patches anew asks for "
-        "its sign",
+        r"the value of 'slice_\d+' could not be read",
+        "aten.index",
+        "where the patches begin is a selection by a boolean tensor, as long as the data say, and reading stops there",
         classes="BltForCausalLM",
     ),
 )
