@@ -96,7 +96,10 @@ class Translator:
                 return self._variable(str(expr.payload))
             case Op.LINEAR:
                 constant, coefficients = expr.payload
-                return z3.Sum([c * a for c, a in zip(coefficients, args, strict=True)]) + constant
+                # every operator of z3's Python costs some 20 us
+                scaled = [a if c == 1 else c * a for c, a in zip(coefficients, args, strict=True)]
+                total = scaled[0] if len(scaled) == 1 else z3.Sum(scaled)
+                return total + constant if constant else total
             case Op.MUL:
                 return args[0] * args[1]
             case Op.FLOORDIV:

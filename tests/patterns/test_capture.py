@@ -215,6 +215,32 @@ def test_a_copy_that_is_taken_asks_nothing_of_the_sizes() -> None:
     assert "padding" in expected.kinds
 
 
+class Selected(torch.nn.Module):
+    """A mask that is read, and one that is written at places whose number the data say."""
+
+    def forward(self, x: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
+        x = F.scaled_dot_product_attention(x, x, x, attn_mask=causal(x))
+        places = torch.arange(x.shape[2])[keep]
+        counted = torch.zeros(x.shape[2], dtype=torch.int64)
+        counted[places % x.shape[2]] = 1
+        return F.scaled_dot_product_attention(x, x, x, attn_mask=(counted[None, :] > 0) & causal(x))
+
+
+def test_values_of_unknown_length_end_the_ancestors() -> None:
+    """Replayed, a selection would have another unknown length than the recorded one, which later nodes refer to."""
+    args = (X.clone(), torch.tensor([True, False, True, True, False]))
+    gm = torch.export.export(Selected(), args, dynamic_shapes=({2: Dim("s", min=2)}, {0: Dim("s", min=2)})).graph_module
+    captured = capture_masks(gm, uses(gm))
+    assert not captured.refused
+    selections = [n for n in gm.graph.nodes if op_name(n) == "index"]
+    assert selections
+    assert set(selections) <= set(captured.inputs.values())
+    first, second = analyze(gm).sites
+    assert first.classification is not None
+    assert isinstance(first.classification.verdict, Proved)
+    assert second.classification is None or not isinstance(second.classification.verdict, Proved)
+
+
 @pytest.mark.parametrize("batched", [False, True], ids=["plain", "vmap"])
 def test_writes_are_traced_away_once(monkeypatch: pytest.MonkeyPatch, batched: bool) -> None:
     """A second trace only where vmap's levels are numbered in the graph."""

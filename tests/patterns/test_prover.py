@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -262,6 +263,20 @@ def test_statistics_count_questions() -> None:
     prover.prove(mask(build.lt(K, Q)), Full())
     assert prover.stats.solver_calls == 2
     assert prover.stats.solver_ms > 0
+
+
+def test_a_question_is_put_once_for_the_same_facts() -> None:
+    prover = Prover()
+    below = build.lt(K, Q)
+    first, again = (prover.valid(below, SQUARE) for _ in range(2))
+    assert isinstance(first, Refuted)
+    assert again == first
+    assert prover.stats.solver_calls == 1
+    # under an assumption the same question has another answer
+    assert isinstance(prover.valid(below, replace(SQUARE, assumed=below), claim="below"), Proved)
+    assert prover.stats.solver_calls == 2
+    assert prover.valid(below, replace(SQUARE, assumed=below), claim="under it") == Proved("under it")
+    assert prover.stats.solver_calls == 2
 
 
 # --- random masks, every claim checked by brute force ---------------------------------------------------------
