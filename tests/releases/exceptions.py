@@ -67,7 +67,7 @@ EXCEPTIONS = (
         ("gemma2",),
         ("sdpa", "dynamic", "mask"),
         "it depends on inputs, e.g. at query 0, key 1",
-        "Compiled for lengths from the window on, 4.48 has the mask's width as a size of its own, cut to that of the ids; "
-        "a mask of width 1 would be repeated instead. That Dynamo's guards exclude it (2 <= size) is not used in proofs",
+        "Compiled for lengths from the window on, 4.48 has the mask's width as a size of its own, cut to that of the "
+        "ids; a mask of width 1 would be repeated instead. Dynamo's guards exclude it (2 <= size), which no proof uses",
     ),
 )
