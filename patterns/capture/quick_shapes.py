@@ -73,7 +73,7 @@ def _quick(
         return fake_of_layout(mode, *layout, first.dtype, first.device)
     if torch.Tag.pointwise not in func.tags and func not in _SAME_SIZES:
         return None
-    tensors = [a for a in args if isinstance(a, torch.Tensor)]
+    tensors = [a for a in (*args, *kwargs.values()) if isinstance(a, torch.Tensor)]
     if not all(_plain(mode, t) and t.device == first.device and (not writes or in_order(t)) for t in tensors):
         return None
     if not any(isinstance(size, torch.SymInt) for t in tensors for size in t.shape):

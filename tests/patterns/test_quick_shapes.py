@@ -41,6 +41,7 @@ POINTWISE: dict[str, Program] = {
     "flip": lambda x, m, v: m.flip([-1]),
     "sigmoid_of_int": lambda x, m, v: m.sigmoid(),
     "repeated": lambda x, m, v: m[:, None, None, :].expand(-1, -1, v.shape[0], -1) & (v[:, None] >= 0),
+    "clamp_by_a_named_tensor": lambda x, m, v: aten.clamp.Tensor(v, max=m[:, :1, None]),
     "clamp": lambda x, m, v: m.clamp(0, 3),
 }
 VIEWS: dict[str, Program] = {
