@@ -10,13 +10,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import fx
 
-from ..patterns.analyze import Analysis, SiteAnalysis, analyze
+from ..patterns.analyze import Analysis, SiteAnalysis, analyze, graph_shape_env
 from ..patterns.conditions import AnyCondition, Condition, ValueCondition
 from ..patterns.constants import same_bits
 from ..patterns.masks.full import Full
 from ..patterns.metadata import buffer_label, tensor_of
 from ..patterns.prover import Prover
-from ..patterns.sizes import traced_size
+from ..patterns.sizes import ranges_of, traced_size
 from .passes.banded import chunks_without_data
 from .passes.base import PassContext, Site
 from .passes.guard_padding import guard_obstacle
@@ -60,7 +60,7 @@ def make_plan(
     """Read and prove the masks of a graph and build the general variant and, where it gains something, a guarded one.
 
     Args:
-        gm: the graph; it is not changed.
+        gm: the graph, from Dynamo, which guards the ranges of its sizes; it is not changed.
         target: the backend to be served.
         guard: let the guarded variant rest on conditions on the user's inputs, such as `attention_mask.all()`.
         prover: asks the solver; a new one by default.
@@ -68,10 +68,11 @@ def make_plan(
             by node name. The guarded variant may rest on their keeping these values.
     """
     prover = prover or Prover()
-    analysis = analyze(gm, prover=prover)
+    read = functools.partial(analyze, gm, prover=prover, ranges=ranges_of(graph_shape_env(gm.graph), guarded=True))
+    analysis = read()
     make_general = functools.cache(lambda: build_variant(gm, analysis, target))
     values = _buffer_values(analysis, buffers or {})
-    trusting = analyze(gm, prover=prover, constants=values.tensors, origins=values.origins) if values.tensors else None
+    trusting = read(constants=values.tensors, origins=values.origins) if values.tensors else None
     gaining = _gaining(gm, make_general(), trusting, target, values) if trusting is not None else frozenset()
     relied = values.only(gaining)
     if trusting is not None and relied.tensors and not _worth_checking(trusting, relied.tensors):
@@ -79,7 +80,7 @@ def make_plan(
     if trusting is not None and relied.tensors:
         # check no more at every call than what is relied on
         fewer = len(relied.tensors) < len(values.tensors)
-        basis = analyze(gm, prover=prover, constants=relied.tensors, origins=relied.origins) if fewer else trusting
+        basis = read(constants=relied.tensors, origins=relied.origins) if fewer else trusting
     else:
         basis = analysis
     conditions: tuple[AnyCondition, ...] = relied.conditions()

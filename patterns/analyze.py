@@ -127,7 +127,7 @@ def analyze(
         prover=prover or Prover(),
         rules=rules or DEFAULT_RULES,
         templates=templates or DEFAULT_TEMPLATES,
-        ranges=ranges if ranges is not None else ranges_of(_shape_env(gm.graph)),
+        ranges=ranges if ranges is not None else ranges_of(graph_shape_env(gm.graph)),
         origins=origins or {},
     )
     _capture(session, calls, constants)
@@ -137,7 +137,7 @@ def analyze(
     return Analysis(sites, misses, session.captured, elapsed, session.prover)
 
 
-def _shape_env(graph: fx.Graph) -> Any:
+def graph_shape_env(graph: fx.Graph) -> Any:
     """The ShapeEnv of a graph: the one that its fake tensors are of, without looking for symbols among all of them."""
     for value in map(value_of, graph.nodes):
         if isinstance(value, FakeTensor):

@@ -86,22 +86,27 @@ def from_sympy(expr: sympy.Basic) -> Expr:
     return build.apply(str(expr), Sort.INT, ())
 
 
-def ranges_of(shape_env: Any) -> dict[str, tuple[int, int | None]]:
-    """The inclusive value range of every symbol of a ShapeEnv (or of an ExportedProgram's range constraints)."""
+def ranges_of(shape_env: Any, *, guarded: bool = False) -> dict[str, tuple[int, int | None]]:
+    """The inclusive value range of every symbol of a ShapeEnv (or of an ExportedProgram's range constraints).
+
+    Args:
+        shape_env: None if all sizes are static.
+        guarded: the ranges are checked before every call, as torch.compile does by its guards. Otherwise "at least 2"
+            is not believed: tracing assumes it of every dynamic size, and an exported program takes 0 and 1, too.
+    """
     if shape_env is None:
         return {}
     table = getattr(shape_env, "var_to_range", shape_env)
     # an exported program also bounds sizes that follow from others, such as s27 + 1
-    return {symbol.name: _finite(bounds) for symbol, bounds in table.items() if symbol.is_Symbol}
+    return {symbol.name: _finite(bounds, guarded) for symbol, bounds in table.items() if symbol.is_Symbol}
 
 
-def _finite(bounds: Any) -> tuple[int, int | None]:
+def _finite(bounds: Any, guarded: bool) -> tuple[int, int | None]:
     import sympy
 
     lower = int(bounds.lower) if isinstance(bounds.lower, (int, sympy.Integer)) else 0
     upper = int(bounds.upper) if isinstance(bounds.upper, (int, sympy.Integer)) else None
-    # "At least 2" is what tracing assumes of every dynamic size; an exported program takes 0 and 1 all the same.
-    lower = 0 if lower <= 2 else lower
+    lower = 0 if lower <= 2 and not guarded else lower
     # sys.maxsize - 1 stands for "no bound" in programs written by older versions
     return lower, None if upper is None or upper >= 2**62 else upper
 

@@ -63,11 +63,4 @@ EXCEPTIONS = (
         "Releases of 2025 cut a window's mask to size by comparing symbolic sizes; in the graph for lengths below the "
         "window that comparison is open, and reading it would add a guard to the user's program",
     ),
-    Exempt(
-        ("gemma2",),
-        ("sdpa", "dynamic", "mask"),
-        "it depends on inputs, e.g. at query 0, key 1",
-        "Compiled for lengths from the window on, 4.48 has the mask's width as a size of its own, cut to that of the "
-        "ids; a mask of width 1 would be repeated instead. Dynamo's guards exclude it (2 <= size), which no proof uses",
-    ),
 )
