@@ -242,11 +242,11 @@ def _leaf_count(args: tuple[Expr, ...]) -> int:
     """Number of results if every choice between constants is multiplied out; a large number if one is not constant."""
     count = 1
     for arg in args:
-        count *= len(_constant_leaves(arg)) or _MAX_LEAVES + 1
+        count *= len(constant_leaves(arg)) or _MAX_LEAVES + 1
     return count
 
 
-def _constant_leaves(expr: Expr) -> set[Expr]:
+def constant_leaves(expr: Expr) -> set[Expr]:
     """The leaves of a tree of choices between constants; empty if it is none."""
     if not is_constant_tree(expr):
         return set()
@@ -377,7 +377,7 @@ def _pulled_choice(expr: Expr) -> Expr | None:
     head, _, dtype = str(expr.payload).partition(":") if expr.op is Op.APPLY else ("", "", "")
     if head not in ("add", "sub", "mul") or not dtype:
         return None
-    choices = [i for i, a in enumerate(expr.args) if a.op is Op.ITE and _constant_leaves(a)]
+    choices = [i for i, a in enumerate(expr.args) if a.op is Op.ITE and constant_leaves(a)]
     if len(choices) != 1:
         return None
     position = choices[0]
@@ -452,6 +452,7 @@ __all__ = [
     "bool_to_int",
     "cast_float",
     "compare",
+    "constant_leaves",
     "dtype_name",
     "magnitude",
     "math_dtype",

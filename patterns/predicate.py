@@ -12,7 +12,7 @@ from ..errors import ReadRuleError
 from . import build
 from .expr import Expr, Op, Sort, cells
 from .facts import Facts
-from .floats import arithmetic, magnitude
+from .floats import arithmetic, compare, constant_leaves, magnitude
 from .formula import format_expr
 
 COORDINATES = ("b", "h", "q", "k")
@@ -168,6 +168,9 @@ def _split(value: Expr, dtype: torch.dtype, blocked: set[float]) -> tuple[Expr, 
         return allowed, arithmetic("add", getattr(torch, str(value.payload)[4:]), *(b for b in biases if b is not None))
     if value.op is Op.APPLY and str(value.payload).partition(":")[0] in ("minimum", "maximum"):
         return _split_extreme(value, dtype, blocked)
+    if _is_logarithm(value) and not _hides_blocked(value.args[0], dtype):
+        blocked.add(float("-inf"))
+        return build.not_(compare("eq", value.args[0], build.const_float(0.0))), value
     if _hides_blocked(value, dtype):
         raise ReadRuleError(f"which keys are blocked cannot be told from {format_expr(value, 90)}")
     return build.TRUE, value
@@ -187,13 +190,18 @@ def _split_extreme(value: Expr, dtype: torch.dtype, blocked: set[float]) -> tupl
     return build.or_(left, right), build.ite(left, build.ite(right, both, left_bias), right_bias)
 
 
-_ZEROS = (build.const_float(0.0), build.const_float(-0.0))
+def _is_logarithm(expr: Expr) -> bool:
+    """True for a logarithm of what may be 0; of an exponential, say, it is finite (biases are far from underflow)."""
+    if expr.op is not Op.APPLY or not str(expr.payload).startswith("log:"):
+        return False
+    inner = expr.args[0]
+    return inner.op is not Op.APPLY or str(inner.payload).partition(":")[0] not in ("exp", "sigmoid", "softplus")
 
 
 def _hides_blocked(value: Expr, dtype: torch.dtype) -> bool:
     """True if a number is made of an infinity, or of positions and a value that blocks: it may block where it likes.
 
-    So may what is divided by zero.
+    So may what is divided by zero, and the logarithm of zero.
 
     What is made of data and such a value, `(1 - attention_mask) * finfo.min`, is called a bias.
     """
@@ -208,12 +216,18 @@ def _hides_blocked(value: Expr, dtype: torch.dtype) -> bool:
             low = positional and is_blocked(-magnitude(expr), dtype) and math.isfinite(magnitude(expr))
         else:
             low = expr.is_const and (math.isinf(expr.value) or (positional and is_blocked(-abs(expr.value), dtype)))
-        by_zero = expr.op is Op.APPLY and str(expr.payload).startswith("div:") and expr.args[1] in _ZEROS
-        if low or by_zero:
+        if low or _divides_by_zero(expr) or _is_logarithm(expr):
             return True
         if expr.sort is Sort.FLOAT and expr.op is not Op.CELL:
             pending.extend(expr.args)
     return False
+
+
+def _divides_by_zero(expr: Expr) -> bool:
+    """True for a quotient by what is the constant 0 somewhere."""
+    if expr.op is not Op.APPLY or not str(expr.payload).startswith("div:"):
+        return False
+    return any(leaf.value == 0 for leaf in constant_leaves(expr.args[1]))
 
 
 def tidy(expr: Expr, facts: Facts) -> Expr:

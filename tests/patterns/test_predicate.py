@@ -57,6 +57,7 @@ def test_extremes_of_blocked_values_are_proved_causal(mask: Mask) -> None:
 NEAR_MISSES: dict[str, tuple[Mask, str]] = {
     "smaller, with a bias": (lambda q, k: torch.minimum(torch.where(k == q, -INF, 0.0), k.float()), "k != q"),
     "larger, one never blocked": (lambda q, k: torch.maximum(later(q, k), -k.float()), "true; bias"),
+    "the logarithm of a distance": (lambda q, k: (k - q).abs().float().log(), "k < q | k > q"),
     "smaller, one always blocked": (lambda q, k: torch.minimum(q.float(), torch.tensor(-INF)).expand(6, 6), "false"),
 }
 
@@ -71,6 +72,8 @@ def test_extremes_that_are_no_causal_mask(mask: Mask, formula: str) -> None:
 HIDDEN: dict[str, Mask] = {
     "an infinity times a position": lambda q, k: torch.where(k == q, INF, 0.0) * -(k + 1),
     "data divided by zero": lambda q, k: (q.float() + 1).exp() / torch.zeros(6),
+    "a position divided by what is zero somewhere": lambda q, k: -(q.float() + 1).exp() / (k <= q),
+    "the logarithm of a distance, doubled": lambda q, k: (k - q).abs().float().log() * 2,
     "a low number times a position": lambda q, k: torch.where(k == q, LOW, 0.0) * (k + 1),
 }
 
@@ -82,7 +85,33 @@ def test_blocked_values_hidden_in_arithmetic_are_unknown(mask: Mask) -> None:
     assert "which keys are blocked cannot be told" in site.reason
 
 
-def test_a_bias_of_positions_stays_a_bias() -> None:
-    site = site_of(lambda q, k: later(q, k) + (k - q) * 0.5)
+@pytest.mark.parametrize(
+    "bias", [lambda q, k: (k - q) * 0.5, lambda q, k: (k + 1).float().log(), lambda q, k: k.float().exp().log()]
+)
+def test_a_bias_of_positions_stays_a_bias(bias: Mask) -> None:
+    site = site_of(lambda q, k: later(q, k) + bias(q, k))
     assert site.formula.startswith("k <= q; bias ")
     assert site.verdict == "proved"
+
+
+class LogarithmOfMask(torch.nn.Module):
+    def forward(self, query: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        length = torch.arange(query.shape[2])
+        added = torch.where(length[None] <= length[:, None], 0.0, -INF) + mask[:, None, None].log()
+        return F.scaled_dot_product_attention(query, query, query, attn_mask=added)
+
+
+@pytest.mark.parametrize(
+    ("mask", "formula"),
+    [
+        (torch.tensor([[0, 1, 1, 1], [1, 1, 1, 0]]), "k <= q & mask[b, k]; bias log(float(mask[b, k]))"),
+        (torch.tensor([[0.0, 1, 1, 1], [0.5, 1, 1, 0]]), "k <= q & mask[b, k]; bias log(mask[b, k])"),
+        (torch.tensor([[0, 1, 1, 1], [1, 1, 1, 0]]).bool(), "k <= q & mask[b, k]"),
+    ],
+)
+def test_the_logarithm_of_a_mask_blocks_where_it_is_zero(mask: torch.Tensor, formula: str) -> None:
+    given = torch.randn(2, 3, 4, 8), mask
+    lowered = attnlower.lower(torch.export.export(LogarithmOfMask(), given))
+    torch.testing.assert_close(lowered.program.module()(*given), LogarithmOfMask()(*given), equal_nan=True)
+    (site,) = lowered.report.sites
+    assert (site.formula, site.verdict, site.action) == (formula, "proved", "keep")
