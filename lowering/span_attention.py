@@ -48,14 +48,15 @@ def _key_span(mask: Tensor, blocked: float | None = None, exact: bool = False) -
     keys = mask.shape[-1]
     boolean = mask.dtype is torch.bool
     allowed = mask if boolean else mask != float("-inf") if blocked is None else mask > blocked
-    seen = allowed.flatten(0, -2).any(0)
-    if blocked is not None and not boolean and not bool(allowed.any(-1).all()):
+    rows = allowed.flatten(0, -2)
+    single = rows.shape[0] == 1  # as in nearly every step, of which this is a measurable part
+    found = (rows[0] if single else rows.any(0)).nonzero()
+    if blocked is not None and not boolean and not (len(found) > 0 if single else bool(rows.any(-1).all())):
         return torch.tensor([0, keys, 0])
-    found = seen.nonzero()
     if not len(found):
         return torch.tensor([0, 0, 1])
     start, stop = int(found[0]), int(found[-1]) + 1
-    dense = (boolean or exact) and bool(allowed[..., start:stop].all())
+    dense = (boolean or exact) and (len(found) == stop - start if single else bool(rows[:, start:stop].all()))
     return torch.tensor([start, stop, int(dense)])
 
 
