@@ -34,17 +34,17 @@ class Settings:
     @property
     def least_rounds(self) -> int:
         """However long a call takes, so many rounds are run."""
-        return self.rounds or (3 if self.quick else 5)
+        return self.rounds or (3 if self.quick else 7)
 
     @property
     def most_rounds(self) -> int:
         """However short a call is, no more rounds are run."""
-        return self.rounds or (9 if self.quick else 101)
+        return self.rounds or (9 if self.quick else 301)
 
     @property
     def seconds_per_row(self) -> float:
         """Rounds are added up to the most until a row has been timed for so long."""
-        return 2.0 if self.quick else 6.0
+        return 2.0 if self.quick else 15.0
 
     def lengths_for(self, dtype: str) -> tuple[int, ...]:
         """The lengths that a suite of single attention calls is run at."""

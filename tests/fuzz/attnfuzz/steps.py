@@ -138,6 +138,7 @@ def unary(s: State) -> str | None:
     forms = [f"{name}.clamp({low}, {high})", f"{name}.abs()", f"-{name}", f"{name}.sign()", f"{name} ** 2"]
     if is_float(s.tensor(name)):
         forms += [f"{name}.floor()", f"{name}.isinf()", f"torch.isneginf({name})", f"{name}.reciprocal()"]
+        forms += [f"{name}.log()", f"{name}.sqrt()"]
     return str(s.choice(forms))
 
 
