@@ -70,28 +70,44 @@ def alternate(
     on_round: Callable[[int], None] = lambda index: None,
     measure: Callable[[Callable[[], object]], float] | None = None,
 ) -> Rounds:
-    """Call every variant once per round, each round starting with the next variant, and time each call.
+    """Call every variant once per round and time each call, in orders that favour none (see `balanced_orders`).
 
     Warm-up (compilation) is the caller's. `on_round(index)` is told as each round begins. `measure` makes a call and
     gives its seconds: by default the wall-clock time. Python's cyclic garbage is collected between calls and not during
     them.
     """
     measure = seconds_of if measure is None else measure
-    names = list(variants)
-    seconds: dict[str, list[float]] = {name: [] for name in names}
+    orders = balanced_orders(list(variants))
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
     was_enabled = gc.isenabled()
     gc.disable()
+    gc.collect()
+    gc.freeze()  # what was there before is not searched at every collection: that can take longer than a call
     try:
         for index in range(rounds):
             on_round(index)
-            shift = index % len(names)
-            for name in names[shift:] + names[:shift]:
+            for name in orders[index % len(orders)]:
                 gc.collect()
                 seconds[name].append(measure(variants[name]))
     finally:
+        gc.unfreeze()
         if was_enabled:
             gc.enable()
     return Rounds({name: tuple(times) for name, times in seconds.items()})
+
+
+def balanced_orders(names: Sequence[str]) -> list[list[str]]:
+    """Orders of the names in which each comes equally often first, second, ..., and directly after each other one.
+
+    A call finds in the caches what the one before it left there; always after the same other, one variant would pay for
+    it. Williams' design: one order per name if their number is even, two if it is odd.
+
+    Source: E. J. Williams, Experimental designs balanced for the estimation of residual effects of treatments, 1949.
+    """
+    count = len(names)
+    zigzag = [(i + 1) // 2 if i % 2 else -(i // 2) for i in range(count)]
+    orders = [[names[(place + shift) % count] for place in zigzag] for shift in range(count)]
+    return orders if count % 2 == 0 else [order for one in orders for order in (one, one[::-1])]
 
 
 def seconds_of(call: Callable[[], object]) -> float:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -41,11 +43,22 @@ def built(folder: Path, seq_len: int, model_type: str = "qwen2", **changes: Any)
 # Measurement
 
 
-def test_variants_alternate_and_take_turns_at_being_first() -> None:
+def test_every_variant_is_called_once_a_round() -> None:
     called: list[str] = []
-    rounds = timing.alternate({name: lambda name=name: called.append(name) for name in "abc"}, 4)
-    assert "".join(called) == "abc" + "bca" + "cab" + "abc"
-    assert {name: len(times) for name, times in rounds.seconds.items()} == {"a": 4, "b": 4, "c": 4}
+    rounds = timing.alternate({name: lambda name=name: called.append(name) for name in "abcd"}, 5)
+    assert "".join(called) == "abdc" + "bcad" + "cdba" + "dacb" + "abdc"
+    assert {name: len(times) for name, times in rounds.seconds.items()} == dict.fromkeys("abcd", 5)
+
+
+@pytest.mark.parametrize("count", range(1, 9))
+def test_orders_favour_no_variant(count: int) -> None:
+    names = [str(i) for i in range(count)]
+    orders = timing.balanced_orders(names)
+    assert all(sorted(order) == names for order in orders)
+    places = Counter((place, name) for order in orders for place, name in enumerate(order))
+    after = Counter(pair for order in orders for pair in itertools.pairwise(order))
+    assert len(places) == count * count and len(set(places.values())) == 1
+    assert len(after) == count * (count - 1) and len(set(after.values())) <= 1
 
 
 def test_a_ratio_is_taken_within_its_round() -> None:
