@@ -117,8 +117,8 @@ def by_length(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, lengths: torch.
 
 
 def cached(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
-    """A step of a decoder: one query over a cache of 512 places, of which the first ones are filled."""
-    mask = torch.arange(512)[None, :] <= position[:, None]
+    """A step of a decoder: one query over a cache of 1024 places, of which the first ones are filled."""
+    mask = torch.arange(1024)[None, :] <= position[:, None]
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
 
 
@@ -155,7 +155,7 @@ FLAGS = torch.ones(1, 8, dtype=torch.bool)
 LENGTHS = torch.tensor([5, 8])
 PAIR = dict.fromkeys("qkv", (2, 2, 8, 4))
 LONG = dict.fromkeys("qkv", _heads(length=512))
-CACHED = {"position": torch.tensor([5]), "q": _heads(length=1), "k": _heads(length=512), "v": _heads(length=512)}
+CACHED = {"position": torch.tensor([5]), "q": _heads(8, 1, 64), "k": _heads(8, 1024, 64), "v": _heads(8, 1024, 64)}
 ANY = torch.export.Dim.AUTO
 
 EXAMPLES: Mapping[str, Example] = {

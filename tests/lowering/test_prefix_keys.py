@@ -20,7 +20,7 @@ Mask = Callable[..., torch.Tensor]
 @pytest.fixture(autouse=True)
 def _however_short(monkeypatch: pytest.MonkeyPatch) -> None:
     """These caches are shorter than those for which it is worth the trouble."""
-    monkeypatch.setattr("attnlower.lowering.passes.prefix_keys.LEAST_KEYS", 0)
+    monkeypatch.setattr("attnlower.lowering.passes.prefix_keys.LEAST_WORK", 0)
 
 
 class Step(torch.nn.Module):
@@ -96,6 +96,17 @@ def test_a_cache_is_read_up_to_its_length(mask: Mask, queries: int, groups: int,
     assert actions() == ["banded", "banded"]
     assert "k > " in attnlower.last_report().sites[0].reason
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 1
+
+
+@pytest.mark.parametrize(("least", "action"), [(2 * 4 * CAPACITY * 8, "banded"), (2 * 4 * CAPACITY * 8 + 1, "keep")])
+def test_a_small_cache_is_left_whole(least: int, action: str, monkeypatch: pytest.MonkeyPatch, same: Any) -> None:
+    """Keys that all query heads read count; finding out how many are needed would take longer."""
+    monkeypatch.setattr("attnlower.lowering.passes.prefix_keys.LEAST_WORK", least)
+    (q, kv), model = tensors(1), Step(placed, 2)
+    run = compiled(model)
+    for position in (0, 9, CAPACITY - 1):
+        same(run(q, kv, at(position)), model(q, kv, at(position)))
+    assert actions() == [action, action]
 
 
 def test_keys_beyond_the_length_are_not_read(same: Any) -> None:

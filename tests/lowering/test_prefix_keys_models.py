@@ -18,7 +18,7 @@ HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2}
 @pytest.fixture(autouse=True)
 def _however_short(monkeypatch: pytest.MonkeyPatch) -> None:
     """These caches are shorter than those for which it is worth the trouble."""
-    monkeypatch.setattr("attnlower.lowering.passes.prefix_keys.LEAST_KEYS", 0)
+    monkeypatch.setattr("attnlower.lowering.passes.prefix_keys.LEAST_WORK", 0)
 
 
 def llama() -> Any:
