@@ -66,6 +66,13 @@ class Classification:
     open: tuple[Expr, ...] = ()
     near: str = ""
 
+    @property
+    def proved_form(self) -> Expr | None:
+        """The parts that the mask is proved to be, joined: equal to `predicate.allowed`; None without such a proof."""
+        if self.template is None or self.open or not isinstance(self.verdict, Proved):
+            return None
+        return build.and_(*(t.allowed(self.predicate.facts) for t in (self.template, *self.data)))
+
 
 def classify(
     predicate: Predicate, dtype: torch.dtype, prover: Prover, templates: TemplateTable = DEFAULT_TEMPLATES

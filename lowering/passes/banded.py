@@ -22,6 +22,7 @@ from ...patterns.conditions import Condition
 from ...patterns.expr import cells
 from ...patterns.masks.full import Full
 from ...patterns.metadata import tensor_of
+from ...patterns.predicate import Predicate
 from ..banded.assumed import without_data
 from ..banded.choice import FEW_CALLS, LONG, flex_is_faster, local_beats_flex, local_is_faster
 from ..banded.flex import FlexCalls
@@ -50,6 +51,7 @@ class _Ways:
     """The ways to compute the calls of one graph, with what is known of their masks."""
 
     context: PassContext
+    predicates: dict[object, Predicate] = field(default_factory=dict)
     works: dict[object, Work | None] = field(default_factory=dict)
     bands: dict[object, Band | None] = field(default_factory=dict)
     assumed: dict[int, tuple[Classification, tuple[Condition, ...]] | None] = field(default_factory=dict)
@@ -73,6 +75,27 @@ class _Ways:
         if chunks is not None:
             return chunks
         return self._by_blocks(site, found) if _is_read(found) else None
+
+    def _predicate(self, site: Site, found: Classification) -> Predicate:
+        """What is computed: the mask's own formula, or the equal one of its proof if that is seen to leave out more.
+
+        transformers compares positions that are given (`position_ids[b, k] <= position_ids[b, q]`), and in packed
+        documents that is proved to be `k <= q`, of which alone one sees which blocks it leaves out.
+        """
+        key, proved = _key(found), found.proved_form
+        if key not in self.predicates:
+            self.predicates[key] = found.predicate
+            if proved is not None and proved is not found.predicate.allowed:
+                other = replace(found.predicate, allowed=proved)
+                read, known = (work_of(self.context, site, p, self._least) for p in (found.predicate, other))
+                if read is not None and known is not None and known.visited < read.visited:
+                    self.predicates[key] = other
+        return self.predicates[key]
+
+    @property
+    def _least(self) -> int:
+        """Scores per head from which there is anything to gain."""
+        return LONG if self.context.target.banded == "auto" else 0
 
     def _assumed_chunks(self, site: Site, found: Classification) -> str | None:
         """Plain chunks where the assumptions make them that; None if they do not, or nothing comes of it."""
@@ -124,8 +147,7 @@ class _Ways:
     def _work(self, site: Site, found: Classification) -> Work | None:
         key = _key(found)
         if key not in self.works:
-            least = LONG if self.context.target.banded == "auto" else 0
-            self.works[key] = work_of(self.context, site, found.predicate, least)
+            self.works[key] = work_of(self.context, site, self._predicate(site, found), self._least)
         return self.works[key]
 
     def _band(self, found: Classification) -> Band | None:
@@ -138,7 +160,7 @@ class _Ways:
         if way == "flex":
             if not self.context.target.flex:
                 return f"target '{self.context.target.name}' has no flex_attention"
-            return self.flex.obstacle(site, found.predicate)
+            return self.flex.obstacle(site, self._predicate(site, found))
         band = self._band(found)
         return "no band around the diagonal is proved" if band is None else self.local.obstacle(site, band)
 
@@ -147,7 +169,7 @@ class _Ways:
         band, work = self._band(found) if way == "local" else None, self._work(site, found)
         if way == "local" and band is not None:
             return self.local.rewrite(site, band)
-        site.emit = partial(self.flex.emit, predicate=found.predicate)
+        site.emit = partial(self.flex.emit, predicate=self._predicate(site, found))
         share = "" if work is None else f", {100 * work.visited:.0f} % of the blocks at {work.queries} x {work.keys}"
         return f"flex_attention{share}"
 

@@ -47,6 +47,22 @@ def packed(q: Tensor, k: Tensor, v: Tensor, position_ids: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
 
 
+def packed_by_positions(q: Tensor, k: Tensor, v: Tensor, position_ids: Tensor) -> Tensor:
+    """The same, where the positions that are given are compared, as transformers does: causal by proof alone."""
+    document = (position_ids.diff(prepend=position_ids[:, :1] - 1, dim=1) != 1).cumsum(-1)
+    order = position_ids[:, None, None, :] <= position_ids[:, None, :, None]
+    mask = order & (document[:, None, :, None] == document[:, None, None, :])
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+
+
+def packed_against_order(q: Tensor, k: Tensor, v: Tensor, position_ids: Tensor) -> Tensor:
+    """A near miss: inside such a document positions go up and down, so that nothing is known without the data."""
+    document = (position_ids.diff(prepend=position_ids[:, :1] - 1, dim=1) == 3).cumsum(-1)
+    order = position_ids[:, None, None, :] <= position_ids[:, None, :, None]
+    mask = order & (document[:, None, :, None] == document[:, None, None, :])
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+
+
 def sink(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """A window and the first key: no band, but few blocks."""
     row, column = _grid(q)
@@ -98,6 +114,7 @@ CASES = {
     "padding": (window, lambda: [_padding()], "flex_attention"),
     "chunks": (chunks, list, "blocks of 128 queries"),
     "packed": (packed, lambda: [_documents()], "flex_attention"),
+    "packed by positions": (packed_by_positions, lambda: [_documents()], "flex_attention"),
     "sink": (sink, list, "flex_attention"),
 }
 
@@ -111,6 +128,24 @@ def test_banded_masks_are_computed_by_blocks(name: str) -> None:
         torch.testing.assert_close(found, attention(*inputs), atol=1e-5, rtol=1e-5)
     assert _site().action == "banded"
     assert way in _site().reason
+
+
+def test_packed_by_positions_for_other_documents() -> None:
+    compiled = _compiled(packed_by_positions)
+    with torch.no_grad():
+        for lengths in ((300, 200, 524), (1024,), (1, 1, 1022), (512, 512)):
+            rows = torch.cat([torch.arange(n) for n in lengths])
+            inputs = [*_qkv(), torch.stack([rows, rows.flip(0)])]  # in the second row the positions go down
+            torch.testing.assert_close(compiled(*inputs), packed_by_positions(*inputs), atol=1e-5, rtol=1e-5)
+    assert _site().action == "banded"
+
+
+def test_positions_of_which_nothing_is_proved_keep_their_mask() -> None:
+    inputs = [*_qkv(), _documents()]
+    with torch.no_grad():
+        found = _compiled(packed_against_order)(*inputs)
+        torch.testing.assert_close(found, packed_against_order(*inputs), atol=1e-5, rtol=1e-5)
+    assert _site().action == "keep"
 
 
 @pytest.mark.parametrize("way", ["flex", "local", "dense"])
