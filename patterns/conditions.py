@@ -37,6 +37,8 @@ class Condition:
 
     def holds(self, tensor: torch.Tensor) -> torch.Tensor:
         """A 0-d boolean tensor: the condition's value for an input tensor."""
+        if self.relation == "!=" and self.value == 0 and tensor.dtype is not torch.uint8:
+            return tensor.all()  # the same in one op (of uint8 it is not boolean)
         return (tensor == self.value).all() if self.relation == "==" else (tensor != self.value).all()
 
     def implies(self, other: object) -> bool:
