@@ -59,26 +59,39 @@ def _worst(measured: dict[str, Any]) -> str:
 
 
 def steps(result: dict[str, Any]) -> str:
-    """A Markdown table of the time per decoding step, of every case that was measured with Inductor."""
-    machine, names = result["machine"], ("eager", "static cache, torch.compile", "attnlower, Inductor")
-    lines = [
+    """Markdown tables of the time per decoding step: of every case measured with Inductor, then with ExecuTorch."""
+    machine = result["machine"]
+    heading = (
         f"Milliseconds per step, float32, medians; {machine['cpu']}, {machine['threads']} threads, torch "
-        f"{machine['torch']}, transformers {machine['transformers']}, {machine['date'][:10]}:",
-        "",
-        f"| model | source | sources x beams | cache | {' | '.join(names)} | x eager | x static cache |",
-        "|---|---|---|---|---|---|---|---|---|",
+        f"{machine['torch']}, transformers {machine['transformers']}, {machine['date'][:10]}:"
+    )
+    torch_names = ("eager", "static cache, torch.compile", "attnlower, Inductor")
+    ratios = {"x eager": "ratio_to_eager", "x static cache": "ratio_to_static"}
+    executorch_names = ("eager", "transformers' export, ExecuTorch", "attnlower, ExecuTorch")
+    tables = [
+        _steps_table(result["models"], torch_names, ratios),
+        _steps_table(result["models"], executorch_names, {"x eager": "ratio_to_eager"}),
     ]
-    for model, rows in result["models"].items():
+    return "\n".join([heading, "", *(line for table in tables if len(table) > 2 for line in (*table, ""))])
+
+
+def _steps_table(models: dict[str, Any], names: tuple[str, ...], ratios: dict[str, str]) -> list[str]:
+    """The lines of one table; the last name is ours, and cases without it are left out."""
+    lines = [
+        f"| model | source | sources x beams | cache | {' | '.join((*names, *ratios))} |",
+        "|---" * (4 + len(names) + len(ratios)) + "|",
+    ]
+    for model, rows in models.items():
         for row in rows:
             times = row["milliseconds"]
             if row["part"] != "step" or names[-1] not in times:
                 continue
             cells = [f"{times[n]['median']:.1f}" if n in times else "" for n in names]
-            ratios = [row[key].get(names[-1]) for key in ("ratio_to_eager", "ratio_to_static")]
-            cells += [f"{r['median']:.2f}" if r else "" for r in ratios]
+            found = [row[key].get(names[-1]) for key in ratios.values()]
+            cells += [f"{r['median']:.2f}" if r else "" for r in found]
             what = f"{model} | {row['source']} | {row['batch']} x {row['beams']} | {row['capacity']}"
             lines.append(f"| {what} | {' | '.join(cells)} |")
-    return "\n".join([*lines, ""])
+    return lines
 
 
 def updated(readme: str) -> str:
