@@ -51,8 +51,7 @@ class _Ways:
     """The ways to compute the calls of one graph, with what is known of their masks."""
 
     context: PassContext
-    predicates: dict[object, Predicate] = field(default_factory=dict)
-    works: dict[object, Work | None] = field(default_factory=dict)
+    formulas: dict[object, tuple[Predicate, Work | None]] = field(default_factory=dict)
     bands: dict[object, Band | None] = field(default_factory=dict)
     assumed: dict[int, tuple[Classification, tuple[Condition, ...]] | None] = field(default_factory=dict)
 
@@ -76,26 +75,24 @@ class _Ways:
             return chunks
         return self._by_blocks(site, found) if _is_read(found) else None
 
-    def _predicate(self, site: Site, found: Classification) -> Predicate:
-        """What is computed: the mask's own formula, or the equal one of its proof if that is seen to leave out more.
+    def _formula(self, site: Site, found: Classification) -> tuple[Predicate, Work | None]:
+        """What is computed, and how much that is: the formula read, or the equal one proved if that leaves out more.
 
         transformers compares positions that are given (`position_ids[b, k] <= position_ids[b, q]`), and in packed
         documents that is proved to be `k <= q`, of which alone one sees which blocks it leaves out.
         """
-        key, proved = _key(found), found.proved_form
-        if key not in self.predicates:
-            self.predicates[key] = found.predicate
-            if proved is not None and proved is not found.predicate.allowed:
-                other = replace(found.predicate, allowed=proved)
-                read, known = (work_of(self.context, site, p, self._least) for p in (found.predicate, other))
-                if read is not None and known is not None and known.visited < read.visited:
-                    self.predicates[key] = other
-        return self.predicates[key]
-
-    @property
-    def _least(self) -> int:
-        """Scores per head from which there is anything to gain."""
-        return LONG if self.context.target.banded == "auto" else 0
+        key = _key(found)
+        if key not in self.formulas:
+            least = LONG if self.context.target.banded == "auto" else 0
+            predicate, proved = found.predicate, found.proved_form
+            work = work_of(self.context, site, predicate, least)
+            if work is not None and proved is not None and proved is not predicate.allowed:
+                other = replace(predicate, allowed=proved)
+                known = work_of(self.context, site, other, least)
+                if known is not None and known.visited < work.visited:
+                    predicate, work = other, known
+            self.formulas[key] = predicate, work
+        return self.formulas[key]
 
     def _assumed_chunks(self, site: Site, found: Classification) -> str | None:
         """Plain chunks where the assumptions make them that; None if they do not, or nothing comes of it."""
@@ -129,7 +126,7 @@ class _Ways:
         target, query = self.context.target, tensor_of(site.analysis.call.query)
         if target.banded != "auto":
             return [target.banded]
-        work = self._work(site, found)
+        _, work = self._formula(site, found)
         if work is None or query is None:
             return []
         calls = sum(s.analysis.classification is found for s in self.context.sites)
@@ -144,12 +141,6 @@ class _Ways:
             ways.insert(0 if first else len(ways), "local")
         return ways
 
-    def _work(self, site: Site, found: Classification) -> Work | None:
-        key = _key(found)
-        if key not in self.works:
-            self.works[key] = work_of(self.context, site, self._predicate(site, found), self._least)
-        return self.works[key]
-
     def _band(self, found: Classification) -> Band | None:
         key = _key(found)
         if key not in self.bands:
@@ -160,16 +151,16 @@ class _Ways:
         if way == "flex":
             if not self.context.target.flex:
                 return f"target '{self.context.target.name}' has no flex_attention"
-            return self.flex.obstacle(site, self._predicate(site, found))
+            return self.flex.obstacle(site, self._formula(site, found)[0])
         band = self._band(found)
         return "no band around the diagonal is proved" if band is None else self.local.obstacle(site, band)
 
     def _take(self, site: Site, found: Classification, way: str) -> str:
         site.action = "banded"
-        band, work = self._band(found) if way == "local" else None, self._work(site, found)
+        band, (predicate, work) = self._band(found) if way == "local" else None, self._formula(site, found)
         if way == "local" and band is not None:
             return self.local.rewrite(site, band)
-        site.emit = partial(self.flex.emit, predicate=self._predicate(site, found))
+        site.emit = partial(self.flex.emit, predicate=predicate)
         share = "" if work is None else f", {100 * work.visited:.0f} % of the blocks at {work.queries} x {work.keys}"
         return f"flex_attention{share}"
 
@@ -206,7 +197,8 @@ def chunks_without_data(
 
 
 def _key(found: Classification) -> object:
-    return found.predicate.value, tuple(found.predicate.facts.extents.items())
+    # the same additive value blocks in one dtype (-65504 in float16) and not in another: the formula counts, too
+    return found.predicate.allowed, found.predicate.value, tuple(found.predicate.facts.extents.items())
 
 
 def _is_read(found: Classification) -> bool:
