@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import fx
 
 from ..errors import OptionError
 from ..patterns.prover import Prover
-from .guarded import Compiled, GuardedCallable, buffer_values, checks_for, unwrap_floats
+from .general import lazy_general
+from .guarded import Compiled, GuardedCallable, buffer_values, checks_for
 from .history import remember
 from .logs import log, log_report, trace_graph, trace_report
 from .options import BackendOptions, parse_options
 from .passed_masks import causal_masks
-from .pipeline import Variant
 from .plan import Plan, make_plan
 from .report import Report
 from .self_check import SelfCheck
-from .target import run_as_it_is
 from .verification import Verification
 
 _warned: set[str] = set()
@@ -94,7 +92,7 @@ def _compile_plan(gm: fx.GraphModule, example_inputs: Sequence[Any], chosen: Bac
     fast = _compiled_or_none(plan, plan.guarded.gm, example_inputs, chosen)
     if fast is None:
         return _compile(gm, example_inputs, chosen)
-    return GuardedCallable(fast, _lazy_general(plan, gm, chosen), checks_for(gm, plan.conditions))
+    return GuardedCallable(fast, lazy_general(plan, gm, chosen), checks_for(gm, plan.conditions))
 
 
 def _compiled_or_none(
@@ -131,63 +129,3 @@ def _give_up(report: Report, error: Exception) -> None:
 
 def _compile(gm: fx.GraphModule, example_inputs: Sequence[Any], chosen: BackendOptions) -> Compiled:
     return chosen.target.compile(gm, example_inputs, chosen.compiler)
-
-
-def _lazy_general(plan: Plan, gm: fx.GraphModule, chosen: BackendOptions) -> Callable[[], Compiled]:
-    """Compile the general variant when it is needed.
-
-    By then Dynamo has fixed the guards of the graph, so compiling in its context could rest on sizes nobody checks. The
-    variant goes through torch.compile again and gets guards of its own. Dynamo reads no flex_attention that it did not
-    write itself: a variant that has some is made anew, from what Dynamo makes of the untouched graph.
-    """
-    dynamic = any(n.op == "placeholder" and isinstance(_recorded(n), torch.SymInt) for n in gm.graph.nodes)
-
-    def make() -> Compiled:
-        general = _general_or_none(plan.make_general, chosen)
-        anew = general is not None and any(site.emit is not None for site in general.sites)
-        program = general.gm if general is not None and general.changed and not anew else gm
-        if program is not gm:
-            trace_graph("after", program)
-        if chosen.target.compile is run_as_it_is:
-            return program.forward
-
-        def compiler(graph: fx.GraphModule, example_inputs: Sequence[Any]) -> Compiled:
-            return _compile(_general_of(graph, chosen) if anew else graph, example_inputs, chosen)
-
-        unwrapped, floats = unwrap_floats(program)
-        compiled = torch.compile(unwrapped, backend=compiler, dynamic=dynamic)
-
-        def run(*args: Any) -> Any:
-            given = list(args)
-            for position in floats:
-                given[position] = float(given[position])
-            return compiled(*given)
-
-        return run
-
-    return make
-
-
-def _general_or_none(make: Callable[[], Variant], chosen: BackendOptions) -> Variant | None:
-    """A general variant; None after an internal error (unless `strict`)."""
-    try:
-        return make()
-    except Exception as error:
-        if chosen.strict:
-            raise
-        log.info("left a general variant untouched after an internal error (%s: %s)", type(error).__name__, error)
-        return None
-
-
-def _general_of(graph: fx.GraphModule, chosen: BackendOptions) -> fx.GraphModule:
-    """A graph lowered for every input; the graph itself after an internal error."""
-
-    def make() -> Variant:
-        return make_plan(graph, chosen.target, guard=False, prover=Prover(chosen.timeout_ms)).general
-
-    general = _general_or_none(make, chosen)
-    return graph if general is None else general.gm
-
-
-def _recorded(node: fx.Node) -> Any:
-    return node.meta.get("example_value", node.meta.get("val"))

@@ -21,12 +21,15 @@ Compiled = Callable[..., Any]
 class GuardedCallable:
     """A compiled graph in two variants and the check that picks one at every call.
 
-    The check is one small reduction over each input concerned (`attention_mask.all()`), or a comparison of a buffer
-    with the value it had, read back by the host. The general variant is compiled when it is first needed.
+    The check is a count over each input concerned (`attention_mask.all()`), or a comparison of a buffer with the value
+    it had, read back by the host. The general variant is compiled when it is first needed.
     """
 
     def __init__(
-        self, fast: Compiled, make_general: Callable[[], Compiled], checks: Sequence[tuple[int, AnyCondition]]
+        self,
+        fast: Compiled,
+        make_general: Callable[[Sequence[Any]], Compiled],
+        checks: Sequence[tuple[int, AnyCondition]],
     ) -> None:
         self._fast = fast
         self._make_general = make_general
@@ -41,8 +44,10 @@ class GuardedCallable:
 
     def holds(self, args: Sequence[Any]) -> bool:
         """True if all conditions hold for these arguments."""
-        with torch.no_grad():
-            return all(bool(condition.holds(args[position])) for position, condition in self._checks)
+        for position, condition in self._checks:  # noqa: SIM110 (a generator takes longer)
+            if not condition.holds(args[position]):
+                return False
+        return True
 
     def __call__(self, *args: Any) -> Any:
         """Run the variant that is valid for these arguments."""
@@ -51,7 +56,7 @@ class GuardedCallable:
         if self._general is None:
             with self._lock:
                 if self._general is None:
-                    self._general = self._make_general()
+                    self._general = self._make_general(args)
         return self._general(*args)
 
 

@@ -35,11 +35,14 @@ class Condition:
             return f"{self.label}.all()"
         return f"({self.label} {self.relation} {self.value}).all()"
 
-    def holds(self, tensor: torch.Tensor) -> torch.Tensor:
-        """A 0-d boolean tensor: the condition's value for an input tensor."""
-        if self.relation == "!=" and self.value == 0 and tensor.dtype is not torch.uint8:
-            return tensor.all()  # the same in one op (of uint8 it is not boolean)
-        return (tensor == self.value).all() if self.relation == "==" else (tensor != self.value).all()
+    def holds(self, tensor: torch.Tensor) -> bool:
+        """The condition's value for an input tensor, read back by the host."""
+        if self.relation == "!=":
+            counted = tensor if self.value == 0 else tensor != self.value
+        else:
+            counted = tensor == self.value
+        # counting takes half the time of all(), and is a measurable part of a short call
+        return int(torch.count_nonzero(counted)) == tensor.numel()
 
     def implies(self, other: object) -> bool:
         """True if this condition makes another one true (same input)."""

@@ -7,7 +7,7 @@ import sys
 import textwrap
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -278,7 +278,7 @@ class TestGuardedCallable:
     CHECKS = ((1, Condition("mask", "mask", "!=", 0)),)
 
     def test_picks_per_call(self) -> None:
-        both = GuardedCallable(lambda *_: "fast", lambda: lambda *_: "general", self.CHECKS)
+        both = GuardedCallable(lambda *_: "fast", lambda _: lambda *_: "general", self.CHECKS)
         assert both(None, ONES) == "fast"
         assert not both.general_is_compiled
         assert both(None, HOLES) == "general"
@@ -290,14 +290,14 @@ class TestGuardedCallable:
 
     def test_equality(self) -> None:
         both = GuardedCallable(
-            lambda *_: "fast", lambda: lambda *_: "general", ((0, Condition("mask", "mask", "==", 1)),)
+            lambda *_: "fast", lambda _: lambda *_: "general", ((0, Condition("mask", "mask", "==", 1)),)
         )
         assert both(ONES) == "fast"
         assert both(2 * ONES) == "general"
 
     def test_every_condition(self) -> None:
         checks = ((0, Condition("a", "a", "!=", 0)), (1, Condition("b", "b", "!=", 7)))
-        both = GuardedCallable(lambda *_: "fast", lambda: lambda *_: "general", checks)
+        both = GuardedCallable(lambda *_: "fast", lambda _: lambda *_: "general", checks)
         assert both(ONES, ONES) == "fast"
         assert both(ONES, 7 * ONES) == "general"
         assert both(0 * ONES, ONES) == "general"
@@ -306,8 +306,8 @@ class TestGuardedCallable:
         made: list[int] = []
         gate = threading.Barrier(4)
 
-        def make() -> Callable[..., str]:
-            made.append(1)
+        def make(args: Sequence[Any]) -> Callable[..., str]:
+            made.append(len(args))
             return lambda *_: "general"
 
         both = GuardedCallable(lambda *_: "fast", make, self.CHECKS)
@@ -323,7 +323,7 @@ class TestGuardedCallable:
         for thread in threads:
             thread.join()
         assert results == ["general"] * 4
-        assert len(made) == 1
+        assert made == [2]
 
 
 class TestOptions:

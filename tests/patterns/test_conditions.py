@@ -38,19 +38,24 @@ def test_what_a_condition_says(relation: str, value: int, text: str) -> None:
     for values in itertools.product((-1, 0, 1, 3), repeat=3):
         meant = all(v == value if relation == "==" else v != value for v in values)
         for dtype in (torch.int64, torch.float32, torch.int32, torch.int8):
-            found = condition.holds(torch.tensor(values, dtype=dtype))
-            assert found.shape == ()
-            assert found.dtype is torch.bool
-            assert bool(found) is meant
+            assert condition.holds(torch.tensor(values, dtype=dtype)) is meant
     assert parse_conditions(text, {"x": "x"}) == (condition,)
 
 
 def test_a_condition_on_bytes_and_truth_values() -> None:
     for dtype in (torch.uint8, torch.bool):
-        holds = Condition("x", "x", "!=", 0).holds(torch.tensor([1, 1], dtype=dtype))
-        assert holds.dtype is torch.bool
-        assert bool(holds)
-        assert not bool(Condition("x", "x", "!=", 0).holds(torch.tensor([1, 0], dtype=dtype)))
+        assert Condition("x", "x", "!=", 0).holds(torch.tensor([1, 1], dtype=dtype))
+        assert not Condition("x", "x", "!=", 0).holds(torch.tensor([1, 0], dtype=dtype))
+
+
+def test_a_condition_on_unusual_numbers() -> None:
+    """What is not zero: NaN, infinities, the least float; what is: the zero with a sign. Nothing is not zero, too."""
+    nonzero = Condition("x", "x", "!=", 0)
+    for value in (float("nan"), float("inf"), float("-inf"), 1e-45):
+        assert nonzero.holds(torch.tensor([[1.0, value]])) is True
+    assert nonzero.holds(torch.tensor([1.0, -0.0])) is False
+    assert nonzero.holds(torch.ones(2, 0)) is True
+    assert nonzero.holds(torch.ones(3, 4)[:, ::2].requires_grad_()) is True
 
 
 def test_implication_is_implication() -> None:
