@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from ..patterns.prover import Prover
 from .copying import copy_graph_module
@@ -78,8 +80,10 @@ def _is_symbolic(value: Any) -> bool:
 
 def _compiled_as_it_is(program: fx.GraphModule, args: Sequence[Any], chosen: BackendOptions) -> Compiled | None:
     """The program compiled for these arguments; None if that fails outside of Dynamo."""
+    mode = FakeTensorMode(shape_env=ShapeEnv())  # for the sizes that a program itself reads from its tensors
     try:
-        return chosen.target.compile(copy_graph_module(program)[0], args, chosen.compiler)
+        fakes = [mode.from_tensor(a, static_shapes=True) for a in args]
+        return chosen.target.compile(copy_graph_module(program)[0], fakes, chosen.compiler)
     except Exception as error:
         log.info("compile a general variant by way of Dynamo (%s: %s)", type(error).__name__, error)
         return None

@@ -39,7 +39,7 @@ from ...patterns.predicate import is_blocked
 from ...patterns.prover import Prover
 from ...patterns.sizes import shape_of, traced_size
 from ..result import PassResult, Refusal
-from ..span_attention import key_span, span_attention
+from ..span_attention import key_span, prefix_span, span_attention
 from ..target import Target
 from .base import PassContext, Site, for_each_site, refuse, take_name
 from .sharing import Shared
@@ -48,9 +48,16 @@ MOST_QUERIES = 8
 """Queries up to which a mask of which nothing is known is searched for its last key: fewer bytes than one key has."""
 
 LEAST_WORK = 2**19
-"""Elements of keys that all query heads read, in the trace, from which it is worth asking how many of them are seen.
+"""Elements of keys that all query heads read, in the trace, from which it is worth asking a mask how many are seen.
 
-Asking costs 30 to 50 us a layer (512 keys, 2 cores of an AMD EPYC); 8 heads of width 64 then save 30 us at best.
+Asking costs 30 to 100 us a layer (512 keys, 2 cores of an AMD EPYC); 8 heads of width 64 then save 30 us at best.
+"""
+
+LEAST_PREFIX_WORK = 2**16
+"""The same where numbers say it (see `targets/prefix_sizes.py`).
+
+With 512 keys a step of one layer takes 0.91 of its time if 64 of them are seen and as long as before if all are; with
+128 keys no difference was found.
 """
 
 
@@ -86,7 +93,7 @@ class PrefixKeys:
             found = site.analysis.classification
             if found is None or not site.canonical or site.action != "keep" or not _has_mask(site.node):
                 return None
-            if _is_cheap(site.analysis):
+            if _is_cheap(site.analysis, LEAST_PREFIX_WORK):
                 return None
             if id(found) not in reaches:
                 reaches[id(found)] = _reach(found, context.prover)
@@ -105,17 +112,17 @@ def may_cut_keys(analysis: Analysis, target: Target) -> bool:
     """True if the pass may find something to do; as good as free."""
     if not target.span_attention:
         return False
-    found = {id(s.classification): s.classification for s in analysis.sites if not _is_cheap(s)}
+    found = {id(s.classification): s.classification for s in analysis.sites if not _is_cheap(s, LEAST_PREFIX_WORK)}
     return any(named is not None and _reach(named, analysis.prover) is not None for named in found.values())
 
 
-def _is_cheap(analysed: SiteAnalysis) -> bool:
+def _is_cheap(analysed: SiteAnalysis, least: int) -> bool:
     """True if all keys are read in less time than it takes to ask how many need to be."""
     query, key = tensor_of(analysed.call.query), tensor_of(analysed.call.key)
     if query is None or key is None:
         return False
     sizes = [traced_size(s) for s in (*query.shape[:-2], key.shape[-2], key.shape[-1])]
-    return all(s is not None for s in sizes) and math.prod(s for s in sizes if s is not None) < LEAST_WORK
+    return all(s is not None for s in sizes) and math.prod(s for s in sizes if s is not None) < least
 
 
 def _has_mask(node: fx.Node) -> bool:
@@ -190,11 +197,13 @@ def _rewrite(
     # finite blocked values give a row without any key a mean over all of them, which only a look at the mask tells
     bound = reach.bound if boolean or (settings.get("exact") and "blocked" not in settings) else None
     whole = bound is not None and reach.whole
+    numbers = _numbers(context, mask, found, bound, shared) if bound is not None else None
+    if numbers is None and _is_cheap(site.analysis, LEAST_WORK):
+        return None
 
     def make() -> fx.Node:
-        computed = _span_of_bound(context, mask, found, bound, whole, shared) if bound is not None else None
-        if computed is not None:
-            return computed
+        if numbers is not None:
+            return _span_of_numbers(mask, *numbers, whole=whole)
         with graph.inserting_before(node):
             return graph.call_function(key_span, (mask,), settings)
 
@@ -210,17 +219,21 @@ def _rewrite(
     return f"{reach.unseen} are left out at run time"
 
 
-def _span_of_bound(
-    context: PassContext, mask: fx.Node, found: Classification, bound: Expr, whole: bool, shared: Shared[fx.Node]
-) -> fx.Node | None:
-    """The span computed from the few numbers that the bound is made of, where the mask is; None if that cannot be.
+_Number = tuple[fx.Node, tuple[int, ...], int]
+"""An element of an input, by its index, and the factor it counts with."""
+
+
+def _numbers(
+    context: PassContext, mask: fx.Node, found: Classification, bound: Expr, shared: Shared[fx.Node]
+) -> tuple[int, list[_Number]] | None:
+    """The constant and the few numbers that the last key is the sum of, as read where the mask is; None if it is not.
 
     Each number is an element of an input that nothing writes to before the mask is made, so that it is the one that the
     mask was made with.
     """
     constant, terms = build.linear_parts(largest(bound, found.predicate.facts))
     inputs = {n.name: n for n in context.gm.graph.nodes if n.op == "placeholder"}
-    read: list[tuple[fx.Node, tuple[int, ...], int]] = []
+    read: list[_Number] = []
     for atom, factor in terms.items():
         source = inputs.get(atom.payload.node) if atom.op is Op.CELL and atom.payload.is_input else None
         tensor = tensor_of(source)
@@ -231,9 +244,12 @@ def _span_of_bound(
         if mask.op == "placeholder" or shared.may_change([source], source, mask):
             return None
         read.append((source, tuple(int(i.value) for i in atom.args), factor))
-    if not read or bounds_below(found.predicate.allowed):
-        return None
-    graph = context.gm.graph
+    return (constant, read) if read and not bounds_below(found.predicate.allowed) else None
+
+
+def _span_of_numbers(mask: fx.Node, constant: int, read: list[_Number], *, whole: bool) -> fx.Node:
+    """The span up to the sum, where the mask is."""
+    graph = mask.graph
     with graph.inserting_before(mask):
         total: fx.Node | int = constant + 1
         for source, index, factor in read:
@@ -241,8 +257,7 @@ def _span_of_bound(
             number = graph.call_method("to", (number, torch.int64))
             number = number if factor == 1 else graph.call_function(operator.mul, (number, factor))
             total = graph.call_function(operator.add, (number, total))
-        first, dense = (graph.call_function(torch.full_like, (total, value)) for value in (0, int(whole)))
-        return graph.call_function(torch.stack, ([first, total, dense],))
+        return graph.call_function(prefix_span, (total, whole))
 
 
 def _additive(found: Classification, dtype: torch.dtype) -> dict[str, Any]:

@@ -20,7 +20,8 @@ Mask = Callable[..., torch.Tensor]
 @pytest.fixture(autouse=True)
 def _however_short(monkeypatch: pytest.MonkeyPatch) -> None:
     """These caches are shorter than those for which it is worth the trouble."""
-    monkeypatch.setattr("attnlower.lowering.passes.prefix_keys.LEAST_WORK", 0)
+    for name in ("LEAST_WORK", "LEAST_PREFIX_WORK"):
+        monkeypatch.setattr(f"attnlower.lowering.passes.prefix_keys.{name}", 0)
 
 
 class Step(torch.nn.Module):
@@ -98,15 +99,23 @@ def test_a_cache_is_read_up_to_its_length(mask: Mask, queries: int, groups: int,
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 1
 
 
-@pytest.mark.parametrize(("least", "action"), [(2 * 4 * CAPACITY * 8, "banded"), (2 * 4 * CAPACITY * 8 + 1, "keep")])
-def test_a_small_cache_is_left_whole(least: int, action: str, monkeypatch: pytest.MonkeyPatch, same: Any) -> None:
-    """Keys that all query heads read count; finding out how many are needed would take longer."""
-    monkeypatch.setattr("attnlower.lowering.passes.prefix_keys.LEAST_WORK", least)
-    (q, kv), model = tensors(1), Step(placed, 2)
+WORK = 2 * 4 * CAPACITY * 8
+"""Elements of keys that the heads of the tests below read."""
+
+
+@pytest.mark.parametrize(
+    ("name", "mask"),
+    [("LEAST_PREFIX_WORK", placed), ("LEAST_WORK", window), ("LEAST_WORK", additive(torch.finfo(torch.float32).min))],
+)
+@pytest.mark.parametrize("more", [0, 1])
+def test_a_small_cache_is_left_whole(name: str, mask: Mask, more: int, monkeypatch: Any, same: Any) -> None:
+    """Finding out how many keys are needed would take longer; sooner so if the mask has to be searched for them."""
+    monkeypatch.setattr(f"attnlower.lowering.passes.prefix_keys.{name}", WORK + more)
+    (q, kv), model = tensors(1), Step(mask, 2)
     run = compiled(model)
     for position in (0, 9, CAPACITY - 1):
         same(run(q, kv, at(position)), model(q, kv, at(position)))
-    assert actions() == [action, action]
+    assert actions() == ["keep" if more else "banded"] * 2
 
 
 def test_keys_beyond_the_length_are_not_read(same: Any) -> None:
