@@ -65,6 +65,7 @@ def written_tensors(node: fx.Node) -> list[fx.Node]:
     return [w for w in tree_leaves(writes) if isinstance(w, fx.Node)]
 
 
+@functools.lru_cache(maxsize=1024)  # every node of a graph is asked, and they call a few functions
 def _writes_first(target: Any) -> bool:
     """True if a function or method writes into its first argument, by its name: `add_`, `setitem`, `operator.iadd`."""
     name = name_of(target)

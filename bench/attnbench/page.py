@@ -9,7 +9,7 @@ from typing import Any
 
 from . import targets
 from .plots import draw
-from .results import load_all
+from .results import device_words, load_all
 
 HEAD = """# Benchmarks
 
@@ -79,7 +79,7 @@ def section(name: str, data: dict[str, Any], picture: Path) -> str:
     """One suite: its sentence, the machine, the picture, the table."""
     machine = data["machine"]
     where = (
-        f"{machine['device_name']}, {machine['threads']} threads, torch {machine['torch']}, transformers "
+        f"{device_words(machine)}, {machine['threads']} threads, torch {machine['torch']}, transformers "
         f"{machine['transformers']}, commit {machine['commit']}, {machine['date'][:10]}"
     )
     minutes = sum(row["seconds_for_all"] for row in data["rows"]) / 60

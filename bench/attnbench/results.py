@@ -69,6 +69,12 @@ def describe(device: torch.device) -> dict[str, Any]:
     return {**timing.machine(), "device": str(device), "device_name": name, "commit": commit()}
 
 
+def device_words(machine: dict[str, Any]) -> str:
+    """The device, and the vector instructions that PyTorch uses on a CPU: which way is fastest depends on them."""
+    words: str = machine["device_name"]
+    return words if machine["device"].startswith("cuda") else f"{words} ({machine['cpu_capability']})"
+
+
 def commit() -> str | None:
     """The short name of the last commit that changed the library itself; None outside of a checkout."""
     root = Path(timing.__file__).parent
