@@ -9,7 +9,7 @@ from torch import fx
 
 from ...patterns.masks.template import Alignment
 from ..target import Compiled, Target
-from .prefix_sizes import prefixes_as_sizes, sizes_from_tensors
+from .prefix_sizes import prefixes_as_sizes
 from .sdpa import emit_sdpa
 
 
@@ -17,8 +17,7 @@ def compile_with_inductor(gm: fx.GraphModule, example_inputs: Sequence[Any], opt
     """Compile with Inductor under its own options."""
     from torch._inductor.compile_fx import compile_fx
 
-    prefixes_as_sizes(gm, example_inputs)
-    with sizes_from_tensors(example_inputs):
+    with prefixes_as_sizes(gm, example_inputs):
         compiled: Any = compile_fx(gm, list(example_inputs), config_patches=dict(options) or None)
     return cast(Compiled, compiled)
 

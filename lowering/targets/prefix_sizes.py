@@ -16,11 +16,13 @@ from __future__ import annotations
 import contextlib
 import operator
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import fx
 from torch._guards import detect_fake_mode
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ...patterns.metadata import tensor_of
 from ..passes.emitting import static_size
@@ -30,11 +32,15 @@ _KERNEL = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
-def prefixes_as_sizes(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> None:
-    """Rewrite the calls of a Dynamo graph, in place, that end where a number says; none without a ShapeEnv."""
+def prefixes_as_sizes(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> AbstractContextManager[None]:
+    """Rewrite the calls of a Dynamo graph, in place, that end where a number says; none without a ShapeEnv.
+
+    Returns:
+        The context to compile the graph in.
+    """
     mode = detect_fake_mode(example_inputs)
     if mode is None or mode.shape_env is None:
-        return
+        return contextlib.nullcontext()
     stops: dict[tuple[fx.Node, int], tuple[fx.Node, fx.Node]] = {}
     for node in list(gm.graph.nodes):
         if node.op != "call_function" or node.target is not span_attention:
@@ -46,21 +52,19 @@ def prefixes_as_sizes(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> None
         if key not in stops:
             stops[key] = _stop_as_size(*key)
         call.rewrite(*stops[key])
-    if stops:
-        for span in {span for span, _ in stops}:
-            if not span.users:
-                gm.graph.erase_node(span)
-        gm.graph.lint()
-        gm.recompile()
+    if not stops:
+        return contextlib.nullcontext()
+    for span in {span for span, _ in stops}:
+        if not span.users:
+            gm.graph.erase_node(span)
+    gm.graph.lint()
+    gm.recompile()
+    return _sizes_from_tensors(mode)
 
 
 @contextlib.contextmanager
-def sizes_from_tensors(example_inputs: Sequence[Any]) -> Iterator[None]:
-    """Let a number in a tensor become a size while a graph with such sizes is compiled."""
-    mode = detect_fake_mode(example_inputs)
-    if mode is None:
-        yield
-        return
+def _sizes_from_tensors(mode: FakeTensorMode) -> Iterator[None]:
+    """Let a number in a tensor become a size."""
     before, mode.allow_scalar_outputs = mode.allow_scalar_outputs, True
     try:
         yield
@@ -115,7 +119,7 @@ class _PrefixCall:
         )
         if None in (heads, queries, width, groups, capacity) or wide != width or not (heads and groups and capacity):
             return None
-        if any(t.stride()[-1] != 1 for t in (query, key, value)):
+        if any(static_size(t.stride()[-1]) != 1 for t in (query, key, value)):
             return None
         grouped = heads != groups
         if grouped and (heads % groups or heads // groups * (queries or 0) > MOST_ROWS):
