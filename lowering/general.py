@@ -16,6 +16,7 @@ import torch
 from torch import fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
+from torch.utils._python_dispatch import _disable_current_modes
 
 from ..patterns.prover import Prover
 from .copying import copy_graph_module
@@ -82,8 +83,9 @@ def _compiled_as_it_is(program: fx.GraphModule, args: Sequence[Any], chosen: Bac
     """The program compiled for these arguments; None if that fails outside of Dynamo."""
     mode = FakeTensorMode(shape_env=ShapeEnv())  # for the sizes that a program itself reads from its tensors
     try:
-        fakes = [mode.from_tensor(a, static_shapes=True) for a in args]
-        return chosen.target.compile(copy_graph_module(program)[0], fakes, chosen.compiler)
+        with _disable_current_modes():  # as Dynamo does for a compiler
+            fakes = [mode.from_tensor(a, static_shapes=True) for a in args]
+            return chosen.target.compile(copy_graph_module(program)[0], fakes, chosen.compiler)
     except Exception as error:
         log.info("compile a general variant by way of Dynamo (%s: %s)", type(error).__name__, error)
         return None
