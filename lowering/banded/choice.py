@@ -20,6 +20,16 @@ LONG = 2**19
 FLEX_SHARE = 0.8
 """The largest share of blocks at which flex_attention is faster than a dense mask."""
 
+SLOW_FLEX_SHARE = 0.25
+"""The same on CPUs without AVX512, of which AVX2 was measured.
+
+To compute a block there takes flex_attention 2.6 (a window of 512 keys) to 3.7 times as long (causal and padding) as
+attention with a mask tensor; with AVX512 it takes 1.3 and 1.8 times as long. 4096 queries, float32, two cores each.
+"""
+
+PARTS = 4
+"""Documents or chunks that a row is taken to hold where how many there are, and so what they leave out, is data."""
+
 MANY_CALLS_SHARE = 0.35
 """The same where a model has many calls, each of which Inductor compiles a kernel for on CPUs."""
 
@@ -41,14 +51,26 @@ FEW_CALLS = 4
 """Calls for whose flex_attention kernels it is worth waiting."""
 
 
-def flex_is_faster(work: Work, *, patient: bool) -> bool:
+def flex_is_slow(device: torch.device) -> bool:
+    """True on a CPU for which flex_attention is compiled with short vectors or none."""
+    return device.type == "cpu" and torch.backends.cpu.get_cpu_capability() != "AVX512"
+
+
+def flex_is_faster(work: Work, device: torch.device, calls: int, *, parted: bool) -> bool:
     """True if flex_attention beats attention with the mask tensor by enough.
 
     Args:
         work: what the mask leaves to do.
-        patient: many kernels are no matter: they are few, shared, or leave out more than can be known beforehand.
+        device: where it runs.
+        calls: how many calls have this mask: each is a kernel to compile on CPUs.
+        parted: the mask separates documents, or chunks, by data.
     """
-    return work.visited <= (FLEX_SHARE if patient else MANY_CALLS_SHARE)
+    patient = calls <= FEW_CALLS or device.type != "cpu" or parted
+    share = FLEX_SHARE if patient else MANY_CALLS_SHARE
+    if not flex_is_slow(device):
+        return work.visited <= share
+    visited = work.visited / PARTS if parted else work.visited
+    return visited <= min(share, SLOW_FLEX_SHARE)
 
 
 def local_is_faster(work: Work, band: Band, *, overlapping: bool = False) -> bool:
@@ -64,20 +86,22 @@ def local_is_faster(work: Work, band: Band, *, overlapping: bool = False) -> boo
     return met <= LOCAL_SHARE * work.keys
 
 
-def local_beats_flex(band: Band, dtype: torch.dtype, calls: int, *, overlapping: bool = False) -> bool:
+def local_beats_flex(band: Band, query: torch.Tensor, calls: int, *, overlapping: bool = False) -> bool:
     """True if attention over windows is the better choice where both are faster than a dense mask.
 
-    Measured on a CPU (2 cores AMD EPYC, torch 2.13, S=4096, 8 heads of 64, float32): windows that are views take 13,
-    20, 30 and 43 ms for 64, 128, 256 and 512 keys, flex_attention 23, 29, 33 and 51 ms. Windows that are copied take
-    62 ms for 512 keys, in bfloat16 57 ms against 96 ms; with narrower ones flex_attention is up to 1.4 times faster.
+    Measured on a CPU (2 cores AMD EPYC, AVX512, torch 2.13, S=4096, 8 heads of 64, float32): windows that are views
+    take 13, 20, 30 and 43 ms for 64, 128, 256 and 512 keys, flex_attention 23, 29, 33 and 51 ms. Windows that are
+    copied take 62 ms for 512 keys, in bfloat16 57 ms against 96 ms; with narrower ones flex_attention is up to 1.4
+    times faster, and where it is slow it is not.
     Chunks that need no mask take the causal kernel. Every call of flex_attention is a kernel of its own, which takes
     seconds to compile, so that many calls are not worth it.
 
     Args:
         band: what a query sees.
-        dtype: of the query.
+        query: for its dtype and device.
         calls: how many calls have this mask.
         overlapping: windows are views that share memory.
     """
     wide = band.width >= NARROW or calls > FEW_CALLS
-    return overlapping or wide or dtype is not torch.float32 or bool(band.chunk and band.exact)
+    causal_chunks = bool(band.chunk and band.exact)
+    return overlapping or wide or query.dtype is not torch.float32 or causal_chunks or flex_is_slow(query.device)

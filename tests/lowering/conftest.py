@@ -41,6 +41,17 @@ def fresh_dynamo() -> Iterator[None]:
     torch._dynamo.reset()
 
 
+@pytest.fixture(autouse=True)
+def vectors(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Ways are chosen as on a CPU with AVX512, whatever these tests run on; sets another's vector instructions."""
+
+    def use(name: str) -> None:
+        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: name)
+
+    use("AVX512")
+    return use
+
+
 # --- models ---------------------------------------------------------------------------------------------------
 
 

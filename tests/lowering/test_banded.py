@@ -333,6 +333,37 @@ def test_many_kernels_must_be_worth_their_compilation(layers: int, action: str) 
     assert {s.action for s in report.sites} == {action}
 
 
+@pytest.mark.parametrize("vectors_of", ["AVX512", "AVX2", "DEFAULT"])
+def test_flex_attention_must_leave_out_more_where_it_is_slow(vectors_of: str, vectors: Callable[[str], None]) -> None:
+    """Half is enough with AVX512, three quarters elsewhere; what data leave out is taken to be that much."""
+    vectors(vectors_of)
+
+    def causal(q: Tensor, k: Tensor, v: Tensor, attention_mask: Tensor) -> Tensor:
+        row, column = _grid(q)
+        mask = (column <= row)[None, None] & attention_mask[:, None, None, :].bool()
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+
+    ways = {}
+    for name, model, data in (
+        ("half", causal, [_padding()]),
+        ("sink", sink, []),
+        ("documents", packed, [_documents()]),
+        ("chunks by data", padded_chunks, [_padding()]),
+        ("narrow", window, [_padding()]),
+    ):
+        with torch.no_grad():
+            (site,) = _planned(model, [*_qkv(), *data]).sites
+        ways[name] = "flex" if "flex_attention" in site.reason else "local" if "queries" in site.reason else "dense"
+    fast = vectors_of == "AVX512"
+    assert ways == {
+        "half": "flex" if fast else "dense",
+        "sink": "flex" if fast else "dense",  # a third is left
+        "documents": "flex",
+        "chunks by data": "flex",
+        "narrow": "flex" if fast else "local",
+    }
+
+
 def _planned(model: Attention, inputs: list[Tensor]) -> attnlower.Report:
     """What the backend would do, without compiling it."""
     from attnlower.lowering.plan import make_plan
