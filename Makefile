@@ -138,8 +138,9 @@ bench: $(VENV)/.bench ## every benchmark beside eager, torch.compile and what on
 bench-quick: $(VENV)/.bench ## a few small rows of each benchmark (a few minutes); results in .venv/bench-quick
 	PYTHONPATH=bench $(BENCH_ENV) $(BIN)/python -W ignore -m attnbench --quick --dtypes float32 --output $(VENV)/bench-quick/results --page $(VENV)/bench-quick/README.md $(BENCH)
 
-bench-page: $(VENV)/.bench ## write bench/README.md and its plots from bench/results/
+bench-page: $(VENV)/.bench ## write bench/README.md, bench/avx2/README.md and their plots from the JSON beside them
 	PYTHONPATH=bench $(BIN)/python -W ignore -m attnbench --report --page bench/README.md
+	PYTHONPATH=bench $(BIN)/python -W ignore -m attnbench --report --output bench/avx2/results --page bench/avx2/README.md
 
 bench-save: venv ## run the demo in float32 and in bfloat16 and keep its JSON in bench/results/
 	mkdir -p bench/results

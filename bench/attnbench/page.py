@@ -39,6 +39,9 @@ transformers' own `masking_utils`.
 
 The peaks are measured in the same run, by a matrix product and a copy; `attnbench/limits.py` has the formulas.
 
+`bench/README.md` has a CPU with AVX512, `bench/avx2/README.md` one without (float32 alone: in bfloat16 such a CPU takes
+minutes for one matrix product). Each suite says of which state of the library it is.
+
 The code for CUDA (synchronisation, events, the allocator's peak) has never been run.
 """
 

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import fx
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.utils._mode_utils import no_dispatch
 
 from ...errors import LegalizeError
 from ...patterns.expr import Expr
@@ -41,8 +42,8 @@ def same_size(left: Size, right: Size) -> bool:
 def fake_of_shape(like: torch.Tensor, shape: Sequence[Size], dtype: torch.dtype) -> torch.Tensor:
     """A fake tensor of these sizes, in the mode and on the device of another, without a guard on any size."""
     if type(like) is FakeTensor and all(type(size) is int for size in shape):
-        # what new_empty() would make of it, in a tenth of the time
-        return FakeTensor(like.fake_mode, torch.empty(tuple(shape), dtype=dtype, device="meta"), like.device)
+        with no_dispatch():  # what new_empty() would make of it, in a tenth of the time
+            return FakeTensor(like.fake_mode, torch.empty(tuple(shape), dtype=dtype, device="meta"), like.device)
     env = shape_env_of([like, *shape])
     # the cache of fake tensors asks for memory formats, and would guard on the answers
     with env.suppress_guards() if env is not None else contextlib.nullcontext():
