@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import pytest
 import torch
 from torch import fx
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import attnlower
 from attnlower.lowering.passes import Canonicalize
@@ -110,6 +112,21 @@ def test_recording_a_shape_adds_no_guard(graph: fx.Graph) -> None:
     found = fake_of_shape(query, (query.shape[0], heads, query.shape[0] * query.shape[2] // heads, 8), torch.bool)
     assert (len(env.guards), dict(env.replacements)) == before
     assert found.dtype is torch.bool and found.fake_mode is query.fake_mode
+
+
+@pytest.mark.parametrize("inside", [False, True])
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_static_shapes_make_the_tensor_that_new_empty_makes(inside: bool, device: str) -> None:
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        query = torch.empty(2, 3, device=device)
+    with mode if inside else contextlib.nullcontext():
+        found, other = (fake_of_shape(query, (4, 1, 5), torch.bool) for _ in range(2))
+        wanted = query.new_empty((4, 1, 5), dtype=torch.bool)
+    for name in ("shape", "dtype", "device", "layout", "fake_mode", "fake_device"):
+        assert getattr(found, name) == getattr(wanted, name)
+    assert found.stride() == wanted.stride()
+    assert found.untyped_storage()._cdata != other.untyped_storage()._cdata  # two tensors share no memory
+    assert (found + 1).fake_mode is mode
 
 
 def test_a_tensor_is_made_once() -> None:
