@@ -7,8 +7,8 @@ That size is unbacked, no symbol of the user's: no guard arises.
 
 Of keys there is at least one; where none may be seen the result is made zero afterwards.
 
-Left as they are: heads that PyTorch's kernel would have to repeat, masks that would be repeated for grouped heads,
-values of a width of their own, a capacity that is a symbol.
+Left as they are: heads that PyTorch's kernel would have to repeat, keys or values that broadcast, masks that would be
+repeated for grouped heads, values of a width of their own, a capacity that is a symbol.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from torch._guards import detect_fake_mode
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ...patterns.metadata import tensor_of
-from ..passes.emitting import static_size
+from ..passes.emitting import same_size, static_size
 from ..span_attention import MOST_ROWS, prefix_span, span_attention
 
 _KERNEL = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
@@ -84,6 +84,14 @@ def _stop_as_size(span: fx.Node, capacity: int) -> tuple[fx.Node, fx.Node]:
     return size, some
 
 
+def _fit(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> bool:
+    """True if nothing broadcasts: the kernel takes the sizes as it finds them, and would read beyond the memory."""
+    pairs = ((query, key, 0), (query, key, 3), *((key, value, axis) for axis in range(4)))
+    return all(len(t.shape) == 4 for t in (query, key, value)) and all(
+        same_size(left.shape[axis], right.shape[axis]) for left, right, axis in pairs
+    )
+
+
 class _PrefixCall:
     """A call of `span_attention` that can be written for a size.
 
@@ -91,17 +99,23 @@ class _PrefixCall:
         node: the call.
         span: the `prefix_span` it reads.
         arguments: its arguments by name.
-        sizes: batch, query heads, queries, width; the batch may be a symbol.
+        sizes: query heads, queries, width; the batch may be a symbol.
         groups: key heads.
         capacity: keys that there is room for.
     """
 
     def __init__(
-        self, node: fx.Node, span: fx.Node, arguments: dict[str, Any], sizes: torch.Size, groups: int, capacity: int
+        self,
+        node: fx.Node,
+        span: fx.Node,
+        arguments: dict[str, Any],
+        sizes: tuple[int, int, int],
+        groups: int,
+        capacity: int,
     ) -> None:
         self.span, self.capacity = span, capacity
         self._node, self._arguments, self._groups = node, arguments, groups
-        _, self._heads, self._queries, self._width = sizes
+        self._heads, self._queries, self._width = sizes
 
     @classmethod
     def of(cls, gm: fx.GraphModule, node: fx.Node) -> _PrefixCall | None:
@@ -114,17 +128,15 @@ class _PrefixCall:
             return None
         if query is None or key is None or value is None or query.dtype not in _DTYPES:
             return None
-        heads, queries, width, groups, capacity, wide = (
-            static_size(s) for s in (*query.shape[1:], *key.shape[1:3], value.shape[3])
-        )
-        if None in (heads, queries, width, groups, capacity) or wide != width or not (heads and groups and capacity):
+        if not _fit(query, key, value) or any(static_size(t.stride()[-1]) != 1 for t in (query, key, value)):
             return None
-        if any(static_size(t.stride()[-1]) != 1 for t in (query, key, value)):
+        heads, queries, width, groups, capacity = (static_size(s) for s in (*query.shape[1:], *key.shape[1:3]))
+        if not heads or not queries or not width or not groups or not capacity:  # symbols, or nothing at all
             return None
         grouped = heads != groups
-        if grouped and (heads % groups or heads // groups * (queries or 0) > MOST_ROWS):
+        if grouped and (not arguments.get("enable_gqa") or heads % groups or heads // groups * queries > MOST_ROWS):
             return None
-        call = cls(node, span, arguments, query.shape, groups, capacity)
+        call = cls(node, span, arguments, (heads, queries, width), groups, capacity)
         return call if mask is None or bool(span.args[1]) or call._takes_mask(mask, grouped) else None
 
     def _takes_mask(self, mask: fx.Node, grouped: bool) -> bool:

@@ -191,6 +191,37 @@ def test_near_misses_stay_an_op(case: str, graphs: Any, same: Any) -> None:
     assert called(graphs[0]) == AS_OP
 
 
+def test_a_mask_that_broadcasts_over_queries(graphs: Any, same: Any) -> None:
+    def mask(q: torch.Tensor, k: torch.Tensor, position: torch.Tensor, padding: torch.Tensor) -> torch.Tensor:
+        return first(q, k, position) & padding[:, None, None, :].to(torch.bool)
+
+    padding = (torch.arange(CAPACITY) >= torch.tensor([[0], [4]])).long()
+    given, model = tensors(3), Step(mask)
+    run = torch.compile(model, backend="attnlower", options=OPTIONS)
+    with torch.no_grad():
+        for position in (0, 3, 9, CAPACITY):
+            same(run(*given, torch.tensor(position), padding), model(*given, torch.tensor(position), padding))
+    assert called(graphs[0]) == AS_SIZE
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [((1, 4), (1, 4)), ((3, 4), (1, 4)), ((1, 4), (3, 4)), ((3, 1), (3, 1)), ((3, 4), (3, 1))]
+)
+def test_what_broadcasts_stays_an_op(key: tuple[int, int], value: tuple[int, int], graphs: Any, same: Any) -> None:
+    """The kernel would read beyond the memory of a key or value of one batch entry or head."""
+
+    def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
+        mask = placed(torch.arange(q.shape[2]), torch.arange(k.shape[2]), position)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+
+    q, (k, v) = torch.randn(3, 4, 1, 8), (torch.randn(*shape, CAPACITY, 8) for shape in (key, value))
+    run = torch.compile(attend, backend="attnlower", options=OPTIONS)
+    with torch.no_grad():
+        for position in (0, 5, CAPACITY - 1):
+            same(run(q, k, v, torch.tensor(position)), attend(q, k, v, torch.tensor(position)))
+    assert called(graphs[0])["kernel"] == 0
+
+
 def test_a_general_variant_cuts_them_too(graphs: Any, same: Any) -> None:
     """Compiled outside of Dynamo for static sizes, and by a second torch.compile for others."""
     for dynamic in (False, True):
