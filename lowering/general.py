@@ -18,6 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.utils._python_dispatch import _disable_current_modes
 
+from ..patterns.metadata import value_of
 from ..patterns.prover import Prover
 from .copying import copy_graph_module
 from .guarded import Compiled, unwrap_floats
@@ -61,7 +62,7 @@ def _nothing_to_guard(program: fx.GraphModule, args: Sequence[Any]) -> bool:
     Not so if some size is a symbol, or a float is hidden in a tensor. Inputs that share memory are told apart by the
     compiler where they are written to, gradients need its context later, and only CPUs have been measured.
     """
-    if any(_is_symbolic(node.meta.get("example_value")) for node in program.graph.nodes) or unwrap_floats(program)[1]:
+    if any(_is_symbolic(value_of(node)) for node in program.graph.nodes) or unwrap_floats(program)[1]:
         return False
     if not all(type(a) in (torch.Tensor, torch.nn.Parameter) and a.device.type == "cpu" for a in args):
         return False
@@ -95,7 +96,7 @@ def _compiled_again(
     program: fx.GraphModule, chosen: BackendOptions, lowered: Callable[[fx.GraphModule], fx.GraphModule]
 ) -> Compiled:
     """The program through torch.compile; `lowered` changes what Dynamo makes of it."""
-    dynamic = any(n.op == "placeholder" and isinstance(_recorded(n), torch.SymInt) for n in program.graph.nodes)
+    dynamic = any(n.op == "placeholder" and isinstance(value_of(n), torch.SymInt) for n in program.graph.nodes)
 
     def compiler(graph: fx.GraphModule, example_inputs: Sequence[Any]) -> Compiled:
         return chosen.target.compile(lowered(graph), example_inputs, chosen.compiler)
@@ -131,7 +132,3 @@ def _lowered(graph: fx.GraphModule, chosen: BackendOptions) -> fx.GraphModule:
 
     general = _variant_or_none(make, chosen)
     return graph if general is None else general.gm
-
-
-def _recorded(node: fx.Node) -> Any:
-    return node.meta.get("example_value", node.meta.get("val"))

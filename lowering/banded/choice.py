@@ -56,16 +56,15 @@ def flex_is_slow(device: torch.device) -> bool:
     return device.type == "cpu" and torch.backends.cpu.get_cpu_capability() != "AVX512"
 
 
-def flex_is_faster(work: Work, device: torch.device, calls: int, *, parted: bool) -> bool:
+def flex_is_faster(work: Work, device: torch.device, *, patient: bool, parted: bool) -> bool:
     """True if flex_attention beats attention with the mask tensor by enough.
 
     Args:
         work: what the mask leaves to do.
         device: where it runs.
-        calls: how many calls have this mask: each is a kernel to compile on CPUs.
+        patient: many kernels are no matter: they are few, shared, or leave out more than can be known beforehand.
         parted: the mask separates documents, or chunks, by data.
     """
-    patient = calls <= FEW_CALLS or device.type != "cpu" or parted
     share = FLEX_SHARE if patient else MANY_CALLS_SHARE
     if not flex_is_slow(device):
         return work.visited <= share

@@ -24,7 +24,7 @@ from ...patterns.masks.full import Full
 from ...patterns.metadata import tensor_of
 from ...patterns.predicate import Predicate
 from ..banded.assumed import without_data
-from ..banded.choice import LONG, flex_is_faster, local_beats_flex, local_is_faster
+from ..banded.choice import FEW_CALLS, LONG, flex_is_faster, local_beats_flex, local_is_faster
 from ..banded.flex import FlexCalls
 from ..banded.local import LocalCalls
 from ..banded.work import Work, work_of
@@ -130,8 +130,10 @@ class _Ways:
         if work is None or query is None:
             return []
         calls = sum(s.analysis.classification is found for s in self.context.sites)
+        patient = calls <= FEW_CALLS or query.device.type != "cpu" or "packed" in found.kinds
         parted = bool(found.data) and not {"packed", "chunked"}.isdisjoint(found.kinds)
-        ways = ["flex"] if target.flex and flex_is_faster(work, query.device, calls, parted=parted) else []
+        faster = flex_is_faster(work, query.device, patient=patient, parted=parted)
+        ways = ["flex"] if target.flex and faster else []
         # compiled for a size that is not known, windows take Inductor minutes
         known = not target.flex or found.predicate.facts.extents["q"].is_const
         band = self._band(found) if known else None
