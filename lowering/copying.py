@@ -76,7 +76,7 @@ def _insert_copies(source: fx.Graph, graph: fx.Graph, nodes: dict[fx.Node, fx.No
         args = map_arg(args, new_of) if args else ()
         kwargs = map_arg(kwargs, new_of) if kwargs else {}
         new = fx.Node(graph, old.name, old.op, old.target, args, kwargs, old.type)
-        new.meta = dict(old.meta)
+        new.meta.update(old.meta)  # assigning it would look the node up
         names._obj_to_name[new] = old.name
         insert(new)
         table[old.op, old.target if old.op == "call_function" else None][new] = None

@@ -105,6 +105,10 @@ def window_index(emitter: Emitter, query: fx.Node, found: Cut) -> fx.Node:
     return found_places
 
 
+_BLOCKS_AND_HEADS = (1, 0, 2, 3)
+"""The order that brings the blocks of a batch of one in front of its heads, and back."""
+
+
 @dataclass(frozen=True)
 class WindowViews:
     """Tensors (B, H, S, E) in blocks, as a batch of blocks.
@@ -131,8 +135,11 @@ class WindowViews:
             pad = _ATEN.constant_pad_nd.default
             shape, dtype = (batch, heads, full, width), dtype_of_node(tensor)
             tensor = self.emitter.call(pad, tensor, [0, 0, 0, self.cut.padding], 0.0, shape=shape, dtype=dtype)
-        sizes = [self._batch, self.emitter.size(tensor, 1), self.cut.blocks, self.cut.windows.block]
-        return self._folded(AtenOps(self.emitter).reshaped(tensor, [*sizes, self.emitter.size(tensor, 3)]))
+        ops = AtenOps(self.emitter)
+        sizes = [self.emitter.size(tensor, 1), self.cut.blocks, self.cut.windows.block, self.emitter.size(tensor, 3)]
+        if self._batch == 1:
+            return ops.permuted(ops.reshaped(tensor, sizes), _BLOCKS_AND_HEADS)
+        return self._folded(ops.reshaped(tensor, [self._batch, *sizes]))
 
     def windows(self, tensor: fx.Node, index: fx.Node) -> fx.Node:
         """The window of each block, copied by the positions of its keys."""
@@ -174,9 +181,12 @@ class WindowViews:
         """
         ops, block = AtenOps(self.emitter), self.cut.windows.block
         batch, heads, width = self._batch, self.emitter.size(self.query, 1), self.emitter.size(like, 3)
-        apart = [self.cut.blocks, batch] if self.heads_hold_batch else [batch, self.cut.blocks]
-        sequence = ops.reshaped(output, [*apart, heads, block, width])
-        sequence = ops.permuted(sequence, (1, 2, 0, 3, 4) if self.heads_hold_batch else (0, 2, 1, 3, 4))
+        if batch == 1:
+            sequence = ops.permuted(output, _BLOCKS_AND_HEADS)
+        else:
+            apart = [self.cut.blocks, batch] if self.heads_hold_batch else [batch, self.cut.blocks]
+            sequence = ops.reshaped(output, [*apart, heads, block, width])
+            sequence = ops.permuted(sequence, (1, 2, 0, 3, 4) if self.heads_hold_batch else (0, 2, 1, 3, 4))
         sequence = ops.reshaped(sequence, [batch, heads, self._times(self.cut.blocks, block), width])
         if self.cut.padding == 0:
             return sequence

@@ -10,6 +10,7 @@ What is recorded goes where the graph keeps it: `meta["val"]`, or `meta["example
 from __future__ import annotations
 
 import contextlib
+import functools
 import operator
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -48,6 +49,11 @@ def fake_of_shape(like: torch.Tensor, shape: Sequence[Size], dtype: torch.dtype)
     # the cache of fake tensors asks for memory formats, and would guard on the answers
     with env.suppress_guards() if env is not None else contextlib.nullcontext():
         return like.new_empty(tuple(shape), dtype=dtype)
+
+
+@functools.lru_cache(maxsize=1024)  # a schema's arguments are made anew each time that they are looked at
+def _takes_dtype(target: torch._ops.OpOverload) -> bool:
+    return any(a.name == "dtype" and a.kwarg_only for a in target._schema.arguments)
 
 
 class SizeNodes:
@@ -113,8 +119,7 @@ class Emitter:
             dtype: the dtype of its result.
             kwargs: its keyword arguments; one called `dtype`, where the op has it, is the result's dtype.
         """
-        takes_dtype = any(a.name == "dtype" and a.kwarg_only for a in target._schema.arguments)
-        named = {**({"dtype": dtype} if takes_dtype else {}), **kwargs}
+        named = {"dtype": dtype, **kwargs} if _takes_dtype(target) else kwargs
         node = self._insert(target, args, named)
         node.meta[self._key] = fake_of_shape(self._recorded, shape, dtype)
         return node

@@ -317,6 +317,28 @@ def test_a_call_without_a_mask_is_left_to_its_kernel() -> None:
     assert _site().action == "keep"
 
 
+@pytest.mark.parametrize("half_first", [True, False])
+def test_what_blocks_in_one_dtype_is_a_bias_in_another(half_first: bool) -> None:
+    """-65504 is float16's least number, which blocks; beside large float32 scores it is a bias that can be overcome."""
+
+    def both(narrow: list[Tensor], wide: list[Tensor]) -> tuple[Tensor, Tensor]:
+        row, column = _grid(wide[0])
+        mask = torch.where((column <= row) & (column > row - 100), 0.0, -65504.0)
+        calls = [(narrow, mask.half()), (wide, mask)]
+        results = [F.scaled_dot_product_attention(*qkv, attn_mask=m) for qkv, m in calls[:: 1 if half_first else -1]]
+        first, second = results[:: 1 if half_first else -1]
+        return first, second
+
+    narrow, wide = _qkv(dtype=torch.float16), _qkv()
+    wide = [wide[0] * 1000, wide[1] * 1000, wide[2]]
+    with torch.no_grad():
+        found, expected = _compiled(both, banded="local")(narrow, wide), both(narrow, wide)
+    sites = attnlower.last_report().sites
+    assert [s.action for s in sites] == (["banded", "keep"] if half_first else ["keep", "banded"])
+    torch.testing.assert_close(found[0], expected[0], atol=2e-3, rtol=2e-3)
+    torch.testing.assert_close(found[1], expected[1], atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize(("layers", "action"), [(2, "banded"), (6, "keep")])
 def test_many_kernels_must_be_worth_their_compilation(layers: int, action: str) -> None:
     """Causal with padding leaves out half: a gain in a few layers, and minutes of compilation in many."""
