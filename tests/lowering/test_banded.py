@@ -323,7 +323,8 @@ def test_what_blocks_in_one_dtype_is_a_bias_in_another(half_first: bool) -> None
 
     def both(narrow: list[Tensor], wide: list[Tensor]) -> tuple[Tensor, Tensor]:
         row, column = _grid(wide[0])
-        mask = torch.where((column <= row) & (column > row - 100), 0.0, -65504.0)
+        far = torch.where(column > row - 100, 0.0, -65504.0)
+        mask = torch.where(column <= row, far, float("-inf"))  # which blocks in both: neither is without a mask
         calls = [(narrow, mask.half()), (wide, mask)]
         results = [F.scaled_dot_product_attention(*qkv, attn_mask=m) for qkv, m in calls[:: 1 if half_first else -1]]
         first, second = results[:: 1 if half_first else -1]
