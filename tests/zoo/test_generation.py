@@ -14,6 +14,7 @@ STEPS = 4
 DECODERS = [pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in ("qwen2", "gpt2", "mistral", "gemma3")]
 
 
+@torch.no_grad()  # around each step: a `with` here would stay entered between them, and be left in any order
 def decode(zoo: Any, model: torch.nn.Module, call: Callable[..., Any], mask: str | None) -> Iterator[torch.Tensor]:
     """Logits of a prefill of 9 tokens and of the steps after it, longer in all than the window of 6."""
     from transformers import DynamicCache
@@ -21,13 +22,12 @@ def decode(zoo: Any, model: torch.nn.Module, call: Callable[..., Any], mask: str
     cache = DynamicCache(config=model.config)
     given = zoo.inputs("qwen2", 2, 9, mask)
     given["use_cache"] = True
-    with torch.no_grad():
+    yield call(**given, past_key_values=cache).logits
+    for step in range(STEPS):
+        given["input_ids"] = torch.full((2, 1), 7 + step)
+        if mask is not None:
+            given["attention_mask"] = torch.nn.functional.pad(given["attention_mask"], (0, 1), value=1)
         yield call(**given, past_key_values=cache).logits
-        for step in range(STEPS):
-            given["input_ids"] = torch.full((2, 1), 7 + step)
-            if mask is not None:
-                given["attention_mask"] = torch.nn.functional.pad(given["attention_mask"], (0, 1), value=1)
-            yield call(**given, past_key_values=cache).logits
 
 
 @pytest.mark.parametrize("mask", [None, "left"])
