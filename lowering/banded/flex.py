@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -33,8 +33,12 @@ from ..passes.writes import Writes
 from .block_mask import BLOCK, block_lists, blocks_of
 from .compute import NotComputable, Scope, compute
 from .hoisting import Part, element, parts_of, tensor_of_part
-from .ops import GraphOps
+from .operands import operands_obstacle
+from .ops import EagerOps, GraphOps
 from .size_symbols import Place, size_places
+
+_FEW_BLOCKS = 64
+"""Blocks that are written into the graph as numbers, where nothing but positions decides about them."""
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -130,6 +134,9 @@ class FlexCalls:
             return "flex_attention is for graphs of torch.compile"
         if tuple(predicate.facts.extents) != ("b", "h", "q", "k"):
             return "flex_attention takes tensors of rank 4"
+        broadcast = operands_obstacle(query, key, value, grouped=call.enable_gqa)
+        if broadcast:
+            return broadcast
         if query.dtype not in _DTYPES or not (query.dtype == key.dtype == value.dtype):
             return f"flex_attention does not take {query.dtype}"
         if query.device.type not in ("cpu", "cuda"):
@@ -238,6 +245,10 @@ class FlexCalls:
         gm.add_module(free, module)
         return free
 
+    def _constant(self, tensor: torch.Tensor, device: torch.device) -> fx.Node:
+        given: dict[str, Any] = {"dtype": tensor.dtype, "device": device}
+        return self.context.gm.graph.call_function(torch.tensor, (tensor.tolist(),), given)
+
     def _block_mask(self, site: Site, predicate: Predicate, device: torch.device) -> tuple[str, Any, Any]:
         key = _mask_key(predicate, device)
         if key not in self._masks:
@@ -265,16 +276,13 @@ class FlexCalls:
         scope = Scope(ops, symbols, extents, _inputs(context, allowed))
         parts = parts_of(allowed)
         tensors = {part: tensor_of_part(part, scope) for part in parts}
-        blocks = blocks_of(allowed, tensors, scope)
         module, names = _mask_mod(allowed, parts, symbols)
-        by_query = [block_lists(chosen, ops) for chosen in (blocks.partial, blocks.full)]
-        by_key: list[Any] = [None, None, None, None]
-        if device.type != "cpu":  # the backward pass goes through the blocks by key
-            turned = [block_lists(ops.method("transpose", c, -2, -1), ops) for c in (blocks.partial, blocks.full)]
-            by_key = [t for lists in turned for t in (lists.count, lists.indices)]
-        tuple_ = _block_mask_tuple(
-            (extents["q"], extents["k"]), [t for lists in by_query for t in (lists.count, lists.indices)], by_key
-        )
+        if not tensors and not symbols and _are_few(extents):
+            known = _lists(allowed, {}, Scope(EagerOps(), {}, extents, {}), device)
+            lists = [t if t is None else self._constant(t, device) for t in known]
+        else:
+            lists = _lists(allowed, tensors, scope, device)
+        tuple_ = _block_mask_tuple((extents["q"], extents["k"]), lists)
         if device.type == "cpu":
             tensors = {p: _stored(t, [extents[a] for a in p.axes], ops) for p, t in tensors.items()}
         # the kernel finds its way in these tensors with sizes that it must be told, by every name that the graph has
@@ -286,6 +294,26 @@ class FlexCalls:
         module.recompile()
         buffers = (*tensors.values(), *(symbols[n] for n in names), *lengths)
         return self._add("mask_mod", module), tuple_, buffers
+
+
+def _are_few(extents: Mapping[str, Any]) -> bool:
+    known = all(isinstance(extent, int) for extent in extents.values())
+    return known and extents["q"] * extents["k"] <= _FEW_BLOCKS * BLOCK**2
+
+
+def _lists(allowed: Expr, tensors: Mapping[Part, Any], scope: Scope, device: torch.device) -> list[Any]:
+    """The block mask's tensors: numbers and indices of partial and of full blocks, by query and then by key."""
+    blocks, ops = blocks_of(allowed, tensors, scope), scope.ops
+    made: list[Any] = []
+    for chosen in (blocks.partial, blocks.full):
+        by_query = block_lists(chosen, ops)
+        made += [by_query.count, by_query.indices]
+    if device.type == "cpu":
+        return [*made, None, None, None, None]
+    for chosen in (blocks.partial, blocks.full):  # the backward pass goes through the blocks by key
+        by_key = block_lists(ops.method("transpose", chosen, -2, -1), ops)
+        made += [by_key.count, by_key.indices]
+    return made
 
 
 def _size(owner: fx.Node, position: int, ops: GraphOps) -> Any:
@@ -308,7 +336,7 @@ def _stored(tensor: fx.Node, sizes: list[Any], ops: GraphOps) -> Any:
     return ops(torch.as_strided, ops.method("contiguous", tensor), tuple(sizes), tuple(strides))
 
 
-def _block_mask_tuple(lengths: tuple[Any, Any], by_query: list[Any], by_key: list[Any]) -> tuple[Any, ...]:
+def _block_mask_tuple(lengths: tuple[Any, Any], lists: list[Any]) -> tuple[Any, ...]:
     """The block mask as the op takes it, without the `mask_mod` at its end.
 
     Releases of torch differ in what the tuple holds besides; a block mask of stand-ins is asked for the order.
@@ -316,7 +344,7 @@ def _block_mask_tuple(lengths: tuple[Any, Any], by_query: list[Any], by_key: lis
     from torch.nn.attention.flex_attention import BlockMask
 
     stand_ins = [torch.zeros(1, 1, 1, *([1] if i % 2 else []), dtype=torch.int32) for i in range(8)]
-    marks: dict[int, Any] = dict(zip(map(id, stand_ins), [*by_query, *by_key], strict=True))
+    marks: dict[int, Any] = dict(zip(map(id, stand_ins), lists, strict=True))
     make: Any = BlockMask
     mask = make((-1, -2), *stand_ins, BLOCK_SIZE=(BLOCK, BLOCK), mask_mod=None)
     *fields, _ = mask.as_tuple()

@@ -47,6 +47,7 @@ from ..passes.nonempty_rows import no_row_is_empty
 from ..passes.sharing import Shared
 from ..passes.writes import Writes
 from .compute import NotComputable
+from .operands import operands_obstacle
 from .size_symbols import Place, size_places
 from .window_mask import WindowMask, Windows, mask_on_windows, write_mask
 from .window_views import Cut, WindowViews, cut, window_index
@@ -85,20 +86,18 @@ class LocalCalls:
     def _call_obstacle(self, site: Site, band: Band) -> str:
         args = canonical_arguments(site.node)
         query, key, value = (tensor_of(args[name]) for name in ("query", "key", "value"))
-        if query is None or key is None or value is None or not query.dim() == key.dim() == value.dim() == 4:
-            return "attention over windows takes tensors of rank 4"
-        shapes = [shape_of(t) for t in (query, key, value)]
-        if shapes[0][2] is not shapes[1][2] or shapes[1][2] is not shapes[2][2]:
+        if query is None or key is None or value is None:
+            return "an operand records no tensor"
+        obstacle = operands_obstacle(query, key, value, grouped=bool(args.get("enable_gqa")))
+        if obstacle:
+            return obstacle
+        length = shape_of(query)[2]
+        if length is not shape_of(key)[2] or length is not shape_of(value)[2]:
             return "the numbers of queries and keys are not the same size"
-        if len({s[0] for s in shapes}) != 1 or shapes[1][1] is not shapes[2][1]:
-            return "key or value broadcast"
-        if not args.get("enable_gqa") and shapes[0][1] is not shapes[1][1]:
-            return "key or value broadcast"
         if isinstance(args.get("dropout_p"), fx.Node) or args.get("dropout_p"):
             return "dropout would draw other random numbers"
         if args.get("alignment", Alignment.NONE.value) != Alignment.NONE.value or args.get("key_lengths") is not None:
             return "something else acts on the scores besides the mask"
-        length = shapes[0][2]
         if band.chunk and length.is_const and length.value <= band.chunk:
             return "there is no more than one chunk"
         return ""

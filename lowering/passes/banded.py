@@ -17,14 +17,24 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 
 from ...patterns.bands import Band, find_band
+from ...patterns.calls.canonical import canonical_arguments
 from ...patterns.classify import Classification
 from ...patterns.conditions import Condition
 from ...patterns.expr import cells
+from ...patterns.masks.causal import Causal
 from ...patterns.masks.full import Full
+from ...patterns.masks.template import Alignment
 from ...patterns.metadata import tensor_of
 from ...patterns.predicate import Predicate
 from ..banded.assumed import without_data
-from ..banded.choice import FEW_CALLS, LONG, flex_is_faster, local_beats_flex, local_is_faster
+from ..banded.choice import (
+    FEW_CALLS,
+    LONG,
+    flex_is_faster,
+    flex_is_faster_when_short,
+    local_beats_flex,
+    local_is_faster,
+)
 from ..banded.flex import FlexCalls
 from ..banded.local import LocalCalls
 from ..banded.work import Work, work_of
@@ -68,6 +78,8 @@ class _Ways:
     def rewrite(self, site: Site) -> str | Refusal | None:
         """Take the fastest way that is open; None if that is the mask as it is."""
         found, call = site.analysis.classification, site.analysis.call
+        if found is not None and site.action == "is_causal":
+            return self._causal(site, found)
         if found is None or not call.terms or site.action != "keep" or not site.canonical or site_obstacle(site):
             return None
         chunks = self._assumed_chunks(site, found)
@@ -75,15 +87,33 @@ class _Ways:
             return chunks
         return self._by_blocks(site, found) if _is_read(found) else None
 
+    def _causal(self, site: Site, found: Classification) -> str | None:
+        """Short causal calls, for which flex_attention may be the faster kernel; None if it is not."""
+        if canonical_arguments(site.node).get("alignment") != Alignment.UPPER_LEFT.value or not self._is_short(site):
+            return None
+        facts = found.predicate.facts
+        causal = Predicate(Causal().allowed(facts), None, Causal().allowed(facts), facts)
+        if self.flex.obstacle(site, causal):
+            return None
+        site.emit = partial(self.flex.emit, predicate=causal)
+        return "flex_attention, causal"
+
+    def _is_short(self, site: Site) -> bool:
+        """True if so few queries are computed fastest by flex_attention, whatever their mask leaves out."""
+        target, query = self.context.target, tensor_of(site.analysis.call.query)
+        if target.banded != "auto" or not target.flex or query is None:
+            return False
+        return flex_is_faster_when_short(query, len(self.context.sites))
+
     def _formula(self, site: Site, found: Classification) -> tuple[Predicate, Work | None]:
         """What is computed, and how much that is: the formula read, or the equal one proved if that leaves out more.
 
         transformers compares positions that are given (`position_ids[b, k] <= position_ids[b, q]`), and in packed
         documents that is proved to be `k <= q`, of which alone one sees which blocks it leaves out.
         """
-        key = _key(found)
+        least = 0 if self.context.target.banded != "auto" or self._is_short(site) else LONG
+        key = _key(found), least
         if key not in self.formulas:
-            least = LONG if self.context.target.banded == "auto" else 0
             predicate, proved = found.predicate, found.proved_form
             work = work_of(self.context, site, predicate, least)
             if work is not None and proved is not None and proved is not predicate.allowed:
@@ -134,6 +164,8 @@ class _Ways:
         parted = bool(found.data) and not {"packed", "chunked"}.isdisjoint(found.kinds)
         faster = flex_is_faster(work, query.device, patient=patient, parted=parted)
         ways = ["flex"] if target.flex and faster else []
+        if work.queries * work.keys < LONG:
+            return ways
         # compiled for a size that is not known, windows take Inductor minutes
         known = not target.flex or found.predicate.facts.extents["q"].is_const
         band = self._band(found) if known else None

@@ -209,7 +209,7 @@ def test_training_takes_windows() -> None:
 
 def test_short_sequences_keep_their_mask() -> None:
     with torch.no_grad():
-        _compiled(window)(*_qkv(256))
+        _compiled(window)(*_qkv(160))
     assert _site().action == "keep"
 
 

@@ -1,0 +1,211 @@
+"""Few queries in float32 on a CPU with AVX512: flex_attention instead of PyTorch's kernels, outputs still eager's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import attnlower
+from attnlower.lowering.plan import make_plan
+from attnlower.lowering.targets import TARGETS
+
+Model = Callable[..., Tensor]
+
+
+def causal(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    positions = torch.arange(q.shape[2])
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=positions[None, :] <= positions[:, None])
+
+
+def grouped(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Causal, with several heads of the query for one of key and value."""
+    positions = torch.arange(q.shape[2])
+    mask = positions[None, :] <= positions[:, None]
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True)
+
+
+def repeated(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """The same, written as transformers' models do."""
+    return causal(q, k.repeat_interleave(2, 1), v.repeat_interleave(2, 1))
+
+
+def padded(q: Tensor, k: Tensor, v: Tensor, attention_mask: Tensor) -> Tensor:
+    positions = torch.arange(q.shape[2])
+    mask = (positions[None, :] <= positions[:, None])[None, None] & attention_mask[:, None, None, :].bool()
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+
+
+def below(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """A near miss of causal: queries do not see themselves, the first sees nothing."""
+    positions = torch.arange(q.shape[2])
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=positions[None, :] < positions[:, None])
+
+
+def _qkv(length: int = 300, *, kv_heads: int = 4, dtype: torch.dtype = torch.float32) -> list[Tensor]:
+    return [torch.randn(2, heads, length, 16, dtype=dtype) for heads in (4, kv_heads, kv_heads)]
+
+
+def _ones(length: int = 300) -> Tensor:
+    return torch.ones(2, length, dtype=torch.int64)
+
+
+def _padding(length: int = 300) -> Tensor:
+    mask = _ones(length)
+    mask[0, :40] = 0  # rows without any key
+    mask[1, -length // 2 :] = 0
+    return mask
+
+
+def _compiled(model: Model, **options: object) -> Model:
+    compiled: Model = torch.compile(model, backend="attnlower", dynamic=False, options={"strict": True, **options})
+    return compiled
+
+
+def _site() -> attnlower.AttentionSite:
+    return attnlower.last_report().sites[0]
+
+
+def _takes_flex(model: Model, inputs: list[Tensor], *, dynamic: bool = False) -> bool:
+    """Whether every call of a model would be flex_attention; nothing is compiled."""
+    reports: list[attnlower.Report] = []
+
+    def backend(gm: torch.fx.GraphModule, example_inputs: list[Tensor]) -> object:
+        reports.append(make_plan(gm, TARGETS["inductor"], guard=False).report)
+        return gm.forward
+
+    torch.compile(model, backend=backend, dynamic=dynamic)(*inputs)
+    (report,) = reports
+    return all("flex_attention" in s.reason for s in report.sites)
+
+
+@pytest.mark.parametrize(("model", "kv_heads"), [(causal, 4), (grouped, 2), (grouped, 1), (repeated, 2)])
+@pytest.mark.parametrize("length", [192, 300, 767])
+def test_causal(length: int, model: Model, kv_heads: int) -> None:
+    inputs = _qkv(length, kv_heads=kv_heads)
+    with torch.no_grad():
+        torch.testing.assert_close(_compiled(model)(*inputs), model(*inputs), atol=1e-5, rtol=1e-5)
+    assert _site().action == "is_causal"
+    assert "flex_attention" in _site().reason
+
+
+def test_a_query_that_sees_nothing() -> None:
+    inputs = _qkv()
+    with torch.no_grad():
+        torch.testing.assert_close(_compiled(below)(*inputs), below(*inputs), atol=1e-5, rtol=1e-5)
+    assert _site().action == "banded"
+
+
+@pytest.mark.parametrize("padding", ["keep", "guard"])
+def test_padding(padding: str) -> None:
+    compiled = _compiled(padded, padding=padding)
+    with torch.no_grad():
+        for mask in (_ones(), _padding(), _ones()):
+            inputs = [*_qkv(), mask]
+            torch.testing.assert_close(compiled(*inputs), padded(*inputs), atol=1e-5, rtol=1e-5)
+    assert _site().action == ("banded" if padding == "keep" else "guarded")
+    assert "flex_attention" in _site().reason
+
+
+@pytest.mark.parametrize("length", [191, 768])
+def test_other_lengths_have_faster_kernels(length: int) -> None:
+    with torch.no_grad():
+        assert not _takes_flex(causal, _qkv(length))
+
+
+def test_neither_other_dtypes() -> None:
+    with torch.no_grad():
+        assert _takes_flex(causal, _qkv())
+        assert not _takes_flex(causal, _qkv(dtype=torch.bfloat16))
+
+
+@pytest.mark.parametrize("vectors_of", ["AVX2", "DEFAULT"])
+def test_nor_other_processors(vectors_of: str, vectors: Callable[[str], None]) -> None:
+    vectors(vectors_of)
+    with torch.no_grad():
+        assert not _takes_flex(causal, _qkv())
+        assert not _takes_flex(padded, [*_qkv(), _padding()])
+
+
+def test_nor_lengths_that_are_not_known() -> None:
+    with torch.no_grad():
+        assert not _takes_flex(causal, _qkv(), dynamic=True)
+        assert not _takes_flex(padded, [*_qkv(), _padding()], dynamic=True)
+
+
+@pytest.mark.parametrize(("calls", "expected"), [(4, True), (5, False)])
+def test_every_call_is_a_kernel_to_compile(calls: int, expected: bool) -> None:
+    def model(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        for _ in range(calls):
+            q = causal(q, k, v)
+        return q
+
+    with torch.no_grad():
+        assert _takes_flex(model, _qkv()) is expected
+
+
+def test_training() -> None:
+    inputs = [t.requires_grad_() for t in _qkv()]
+    found, expected = _compiled(causal)(*inputs), causal(*inputs)
+    assert "flex_attention" not in _site().reason
+    wanted = torch.autograd.grad(expected.pow(2).sum(), inputs)
+    for gradient, reference in zip(torch.autograd.grad(found.pow(2).sum(), inputs), wanted, strict=True):
+        torch.testing.assert_close(gradient, reference, atol=1e-4, rtol=1e-4)
+
+
+def test_a_way_that_is_chosen_is_kept() -> None:
+    inputs = [*_qkv(), _padding()]
+    with torch.no_grad():
+        found = _compiled(padded, padding="keep", banded="dense")(*inputs)
+        torch.testing.assert_close(found, padded(*inputs), atol=1e-5, rtol=1e-5)
+    assert _site().action == "keep"
+    with torch.no_grad():
+        torch.testing.assert_close(_compiled(causal, banded="dense")(*inputs[:3]), causal(*inputs[:3]))
+    assert _site().action == "is_causal"
+    assert "flex_attention" not in _site().reason
+
+
+BROADCASTS = {
+    "values of one batch": ((2, 4), (1, 4)),
+    "values of one head": ((2, 4), (2, 1)),
+    "keys of one batch": ((1, 4), (2, 4)),
+    "keys of one head": ((2, 1), (2, 4)),
+    "both of one batch": ((1, 4), (1, 4)),
+    "crosswise": ((1, 4), (2, 1)),
+}
+
+
+def sink(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """A window and the first key: no band, few blocks."""
+    row, column = torch.arange(q.shape[2])[:, None], torch.arange(k.shape[2])[None, :]
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=(column <= row) & ((column > row - 100) | (column == 0)))
+
+
+@pytest.mark.parametrize("name", BROADCASTS)
+@pytest.mark.parametrize(("model", "length"), [(causal, 300), (sink, 1024)], ids=["short", "long"])
+def test_broadcast_keys_and_values_are_no_flex_attention(model: Model, length: int, name: str) -> None:
+    """The kernel goes by the key's batches and heads, and would read beyond a value that has fewer."""
+    q, (key, value) = torch.randn(2, 4, length, 16), (torch.randn(*s, length, 16) for s in BROADCASTS[name])
+    with torch.no_grad():
+        torch.testing.assert_close(_compiled(model)(q, key, value), model(q, key, value), atol=1e-5, rtol=1e-5)
+    assert "flex_attention" not in _site().reason
+
+
+@pytest.mark.parametrize(("length", "written"), [(300, True), (2048, False)])
+def test_few_blocks_are_written_as_numbers(length: int, written: bool) -> None:
+    """What only positions decide is not computed anew in every call where it is a handful of numbers."""
+    made: list[torch.fx.GraphModule] = []
+
+    def backend(gm: torch.fx.GraphModule, example_inputs: list[Tensor]) -> object:
+        plan = make_plan(gm, TARGETS["inductor"], guard=False)
+        made.append(plan.general.gm)
+        return gm.forward
+
+    with torch.no_grad():
+        torch.compile(sink, backend=backend, dynamic=False)(*_qkv(length))
+    targets = {n.target for n in made[0].graph.nodes}
+    assert (torch.tensor in targets) is written
+    assert (torch.argsort in targets) is not written
