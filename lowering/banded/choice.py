@@ -7,10 +7,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+
 import torch
 
 from ...patterns.bands import Band
 from ..passes.emitting import static_size
+from .processor import FlexSpeed, flex_speed
 from .work import Work
 
 CHOICES = ("auto", "flex", "local", "dense")
@@ -51,20 +55,40 @@ NARROW = 256
 FEW_CALLS = 4
 """Calls for whose flex_attention kernels it is worth waiting."""
 
-SHORT = range(192, 768)
-"""Queries for which flex_attention is the faster kernel in float32 on CPUs with AVX512, causal masks included.
+WIDE_WINDOW, WIDE_CHUNK = 512, 256
+"""Windows and chunks from which flex_attention is faster than windows in float32 where it is FAST.
 
-From 192 to 767 queries PyTorch's kernel takes 64 of them at a time, and always whole blocks of up to 512 keys
-(aten/src/ATen/native/cpu/FlashAttentionKernel.cpp), so that causality saves it little. Measured with torch 2.13 on two
-cores (AMD EPYC), seven shapes of 2 to 32 heads of 32 to 256, 192 to 767 queries: flex_attention takes 0.65 to 0.97 of
-the causal kernel's time and 0.52 to 0.88 of that with a mask; from 768 queries on 0.82 to 1.12 of the causal kernel's.
-In bfloat16 it takes 0.78 to 1.16 at these lengths, without AVX512 it is slower.
+There it takes 0.79 to 0.94 of their time for windows of 512 keys and more, 0.67 to 1.07 for chunks of 256 and more,
+0.83 to 1.97 for narrower ones; 2048 queries, 8 heads of 64 and 4 of 256, two cores.
 """
 
 
-def flex_is_slow(device: torch.device) -> bool:
-    """True on a CPU for which flex_attention is compiled with short vectors or none."""
-    return device.type == "cpu" and torch.backends.cpu.get_cpu_capability() != "AVX512"
+@dataclass(frozen=True)
+class Short:
+    """Numbers of queries for which flex_attention is the faster kernel, whatever the mask leaves out.
+
+    Attributes:
+        causal: than PyTorch's causal kernel.
+        masked: than PyTorch's kernel with a mask tensor.
+    """
+
+    causal: range
+    masked: range
+
+
+SHORT: Mapping[tuple[FlexSpeed, torch.dtype], Short] = {
+    (FlexSpeed.FAIR, torch.float32): Short(range(192, 768), range(192, 768)),
+    (FlexSpeed.FAST, torch.float32): Short(range(192, 3072), range(192, 768)),
+    (FlexSpeed.FAST, torch.bfloat16): Short(range(448, 513), range(448, 768)),
+}
+"""From 192 to 767 queries PyTorch's kernel takes 64 of them at a time, and always whole blocks of up to 512 keys
+(aten/src/ATen/native/cpu/FlashAttentionKernel.cpp), so that causality saves it little; with more it takes 256.
+
+Measured with torch 2.13 on two cores (AMD EPYC), as flex_attention's time over the causal kernel's. FAST, 4 to 32 heads
+of 64 to 256, in float32: 0.59 to 0.69 at 512 queries, 0.81 to 0.86 at 1024, 0.92 to 0.97 at 2048, 0.99 to 1.02 at 4096;
+in bfloat16: 0.91 to 1.14 at 256, 0.77 to 0.99 at 448 and 512, 0.81 to 1.12 above. FAIR, 512 queries in float32 alone:
+0.77 to 0.93.
+"""
 
 
 def flex_is_faster(work: Work, device: torch.device, *, patient: bool, parted: bool) -> bool:
@@ -77,23 +101,24 @@ def flex_is_faster(work: Work, device: torch.device, *, patient: bool, parted: b
         parted: the mask separates documents, or chunks, by data.
     """
     share = FLEX_SHARE if patient else MANY_CALLS_SHARE
-    if not flex_is_slow(device):
+    if flex_speed(device) is not FlexSpeed.SLOW:
         return work.visited <= share
     visited = work.visited / PARTS if parted else work.visited
     return visited <= min(share, SLOW_FLEX_SHARE)
 
 
-def flex_is_faster_when_short(query: torch.Tensor, calls: int) -> bool:
-    """True if flex_attention beats PyTorch's kernels, with a mask or causal, for so few queries.
+def flex_is_faster_when_short(query: torch.Tensor, calls: int, *, causal: bool) -> bool:
+    """True if flex_attention beats PyTorch's kernels for so few queries, whatever the mask leaves out.
 
     Args:
         query: [batch, heads, queries, width], for its length, dtype and device.
         calls: how many calls the graph has; each takes seconds to compile.
+        causal: beats the causal kernel, and not the one that takes a mask.
     """
-    if query.device.type != "cpu" or flex_is_slow(query.device) or query.dtype is not torch.float32:
+    if query.device.type != "cpu" or query.dim() != 4 or calls > FEW_CALLS:
         return False
-    queries = static_size(query.shape[2]) if query.dim() == 4 else None
-    return queries is not None and queries in SHORT and calls <= FEW_CALLS
+    found, queries = SHORT.get((flex_speed(query.device), query.dtype)), static_size(query.shape[2])
+    return found is not None and queries is not None and queries in (found.causal if causal else found.masked)
 
 
 def local_is_faster(work: Work, band: Band, *, overlapping: bool = False) -> bool:
@@ -117,7 +142,8 @@ def local_beats_flex(band: Band, query: torch.Tensor, calls: int, *, overlapping
     copied take 62 ms for 512 keys, in bfloat16 57 ms against 96 ms; with narrower ones flex_attention is up to 1.4
     times faster, and where it is slow it is not.
     Chunks that need no mask take the causal kernel. Every call of flex_attention is a kernel of its own, which takes
-    seconds to compile, so that many calls are not worth it.
+    seconds to compile, so that many calls are not worth it. On some CPUs flex_attention is the faster one from
+    `WIDE_WINDOW` and `WIDE_CHUNK` on.
 
     Args:
         band: what a query sees.
@@ -125,6 +151,9 @@ def local_beats_flex(band: Band, query: torch.Tensor, calls: int, *, overlapping
         calls: how many calls have this mask.
         overlapping: windows are views that share memory.
     """
-    wide = band.width >= NARROW or calls > FEW_CALLS
-    causal_chunks = bool(band.chunk and band.exact)
-    return overlapping or wide or query.dtype is not torch.float32 or causal_chunks or flex_is_slow(query.device)
+    speed, few = flex_speed(query.device), calls <= FEW_CALLS
+    if query.dtype is not torch.float32 or not few or speed is FlexSpeed.SLOW:
+        return True
+    if speed is FlexSpeed.FAST and band.width >= (WIDE_CHUNK if band.chunk else WIDE_WINDOW):
+        return False
+    return overlapping or band.width >= NARROW or bool(band.chunk and band.exact)

@@ -208,12 +208,13 @@ class FlexCalls:
         width = static_size(recorded.shape[-1])
         scale = args.get("scale")
         with graph.inserting_before(node):
+            operands = [query, key, value]
+            if recorded.device.type == "cpu":
+                operands = [_own_rows(operand, GraphOps(graph, recorded.device)) for operand in operands]
             called = graph.call_function(
                 torch.ops.higher_order.flex_attention,
                 (
-                    query,
-                    key,
-                    value,
+                    *operands,
                     graph.get_attr(self._identity()),
                     (*block_mask, graph.get_attr(mask_name)),
                     float(scale) if scale is not None else 1.0 / math.sqrt(width or 1),
@@ -284,7 +285,8 @@ class FlexCalls:
             lists = _lists(allowed, tensors, scope, device)
         tuple_ = _block_mask_tuple((extents["q"], extents["k"]), lists)
         if device.type == "cpu":
-            tensors = {p: _stored(t, [extents[a] for a in p.axes], ops) for p, t in tensors.items()}
+            stored = {p: [extents[a] for a in p.axes] for p, t in tensors.items() if t.op != "placeholder"}
+            tensors |= {p: _stored(tensors[p], sizes_, ops) for p, sizes_ in stored.items()}
         # the kernel finds its way in these tensors with sizes that it must be told, by every name that the graph has
         axes = {a for p in parts for a in p.axes}
         lengths = _named_sizes(context, [e for a, e in predicate.facts.extents.items() if a in axes])
@@ -322,14 +324,34 @@ def _size(owner: fx.Node, position: int, ops: GraphOps) -> Any:
     return static if static is not None else ops.method("size", owner, position)
 
 
-def _stored(tensor: fx.Node, sizes: list[Any], ops: GraphOps) -> Any:
-    """A tensor in memory of its own.
+def _own_rows(tensor: fx.Node, ops: GraphOps) -> Any:
+    """Queries, keys or values (B, H, S, E) in memory of their own; where sizes are static, a head's rows side by side.
 
-    Inductor's kernel for CPUs takes no tensor that it could compute on the fly beside the mask; a strided view makes it
-    compute the tensor first.
+    The kernel for CPUs takes a tensor to be all of its memory: it gives wrong numbers for `x[1:]`, and does not compile
+    for `x[0]` (seen with torch 2.13). Inductor takes a copy with the same strides away again; one row more per head it
+    has to compute. Models have the heads of a position side by side, with which the kernel takes up to 1.25 times as
+    long (two cores of an AMD EPYC with AVX512).
     """
-    if tensor.op == "placeholder":
+    recorded = tensor_of(tensor)
+    if recorded is None:
+        raise NotComputable(f"node '{tensor.name}' records no tensor")
+    static = all(static_size(size) is not None for size in recorded.shape)
+    if tensor.op == "placeholder" and (not static or recorded.is_contiguous()):
         return tensor
+    longer = ops(torch.constant_pad_nd, tensor, (0, 0, 0, 1))
+    if not static:
+        return ops(torch.narrow, longer, 2, 0, ops.method("size", tensor, 2))
+    batch, heads, rows, width = recorded.shape
+    head = (rows + 1) * width
+    return ops(torch.as_strided, longer, (batch, heads, rows, width), (heads * head, head, width, 1))
+
+
+def _stored(tensor: fx.Node, sizes: list[Any], ops: GraphOps) -> Any:
+    """A tensor in memory of its own, in the order of its axes.
+
+    Inductor chooses the layout of what it computes, and its kernel for CPUs takes no tensor that it could compute on
+    the fly beside the mask; a strided view makes it compute the tensor first, with these strides.
+    """
     strides: list[Any] = [1]
     for size in sizes[:0:-1]:
         strides.insert(0, ops(operator.mul, strides[0], size))

@@ -89,7 +89,8 @@ class _Ways:
 
     def _causal(self, site: Site, found: Classification) -> str | None:
         """Short causal calls, for which flex_attention may be the faster kernel; None if it is not."""
-        if canonical_arguments(site.node).get("alignment") != Alignment.UPPER_LEFT.value or not self._is_short(site):
+        aligned = canonical_arguments(site.node).get("alignment") == Alignment.UPPER_LEFT.value
+        if not aligned or not self._is_short(site, causal=True):
             return None
         facts = found.predicate.facts
         causal = Predicate(Causal().allowed(facts), None, Causal().allowed(facts), facts)
@@ -98,12 +99,12 @@ class _Ways:
         site.emit = partial(self.flex.emit, predicate=causal)
         return "flex_attention, causal"
 
-    def _is_short(self, site: Site) -> bool:
+    def _is_short(self, site: Site, *, causal: bool = False) -> bool:
         """True if so few queries are computed fastest by flex_attention, whatever their mask leaves out."""
         target, query = self.context.target, tensor_of(site.analysis.call.query)
         if target.banded != "auto" or not target.flex or query is None:
             return False
-        return flex_is_faster_when_short(query, len(self.context.sites))
+        return flex_is_faster_when_short(query, len(self.context.sites), causal=causal)
 
     def _formula(self, site: Site, found: Classification) -> tuple[Predicate, Work | None]:
         """What is computed, and how much that is: the formula read, or the equal one proved if that leaves out more.

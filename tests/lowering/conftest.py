@@ -18,6 +18,7 @@ from torch.export import Dim, ExportedProgram
 
 import attnlower
 from attnlower.lowering.api import _tensor_inputs
+from attnlower.lowering.banded import processor
 from attnlower.lowering.exported import lifted_constants, size_ranges, with_graph
 from attnlower.lowering.pipeline import PIPELINE, Variant, build_variant
 from attnlower.lowering.targets import TARGETS, Target
@@ -42,11 +43,12 @@ def fresh_dynamo() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def vectors(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """Ways are chosen as on a CPU with AVX512, whatever these tests run on; sets another's vector instructions."""
+def vectors(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Ways are chosen as on a CPU with AVX512, whatever these tests run on; sets another's instructions and family."""
 
-    def use(name: str) -> None:
+    def use(name: str, family: int = 0) -> None:
         monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: name)
+        monkeypatch.setattr(processor, "vendor_and_family", lambda: ("AuthenticAMD", family))
 
     use("AVX512")
     return use

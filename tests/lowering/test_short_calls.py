@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import attnlower
+from attnlower.lowering.banded import processor
 from attnlower.lowering.plan import make_plan
 from attnlower.lowering.targets import TARGETS
 
@@ -43,6 +45,12 @@ def below(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """A near miss of causal: queries do not see themselves, the first sees nothing."""
     positions = torch.arange(q.shape[2])
     return F.scaled_dot_product_attention(q, k, v, attn_mask=positions[None, :] < positions[:, None])
+
+
+def sink(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """A window and the first key: no band, few blocks."""
+    row, column = torch.arange(q.shape[2])[:, None], torch.arange(k.shape[2])[None, :]
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=(column <= row) & ((column > row - 100) | (column == 0)))
 
 
 def _qkv(length: int = 300, *, kv_heads: int = 4, dtype: torch.dtype = torch.float32) -> list[Tensor]:
@@ -123,7 +131,7 @@ def test_neither_other_dtypes() -> None:
 
 
 @pytest.mark.parametrize("vectors_of", ["AVX2", "DEFAULT"])
-def test_nor_other_processors(vectors_of: str, vectors: Callable[[str], None]) -> None:
+def test_nor_other_processors(vectors_of: str, vectors: Callable[..., None]) -> None:
     vectors(vectors_of)
     with torch.no_grad():
         assert not _takes_flex(causal, _qkv())
@@ -134,6 +142,53 @@ def test_nor_lengths_that_are_not_known() -> None:
     with torch.no_grad():
         assert not _takes_flex(causal, _qkv(), dynamic=True)
         assert not _takes_flex(padded, [*_qkv(), _padding()], dynamic=True)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "length", "expected"),
+    [
+        (torch.float32, 191, (False, False)),
+        (torch.float32, 2048, (True, True)),  # with a mask by what it leaves out
+        (torch.float32, 3072, (False, True)),
+        (torch.bfloat16, 447, (False, False)),
+        (torch.bfloat16, 512, (True, True)),
+        (torch.bfloat16, 513, (False, True)),
+    ],
+)
+def test_where_it_is_fast(
+    dtype: torch.dtype, length: int, expected: tuple[bool, bool], vectors: Callable[..., None]
+) -> None:
+    vectors("AVX512", family=26)
+    inputs = _qkv(length, dtype=dtype)
+    with torch.no_grad():
+        assert (_takes_flex(causal, inputs), _takes_flex(padded, [*inputs, _padding(length)])) == expected
+
+
+@pytest.mark.parametrize(("family", "width", "expected"), [(25, 512, False), (26, 512, True), (26, 511, False)])
+def test_windows_or_flex_attention(family: int, width: int, expected: bool, vectors: Callable[..., None]) -> None:
+    vectors("AVX512", family=family)
+
+    def window(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        row, column = torch.arange(q.shape[2])[:, None], torch.arange(k.shape[2])[None, :]
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=(column <= row) & (column > row - width))
+
+    with torch.no_grad():
+        assert _takes_flex(window, _qkv(2048)) is expected
+
+
+def test_the_family_is_read_from_linux(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.undo()  # the fixture that stands for any processor
+    told = tmp_path / "cpuinfo"
+    monkeypatch.setattr(processor, "_CPUINFO", told)
+    for text, expected in (
+        ("vendor_id\t: AuthenticAMD\ncpu family\t: 26\n\nvendor_id\t: Other\n", ("AuthenticAMD", 26)),
+        ("CPU implementer\t: 0x41\nCPU architecture: 8\n", ("", 0)),
+        (None, ("", 0)),
+    ):
+        told.unlink(missing_ok=True) if text is None else told.write_text(text)
+        processor.vendor_and_family.cache_clear()
+        assert processor.vendor_and_family() == expected
+    processor.vendor_and_family.cache_clear()
 
 
 @pytest.mark.parametrize(("calls", "expected"), [(4, True), (5, False)])
@@ -165,32 +220,6 @@ def test_a_way_that_is_chosen_is_kept() -> None:
     with torch.no_grad():
         torch.testing.assert_close(_compiled(causal, banded="dense")(*inputs[:3]), causal(*inputs[:3]))
     assert _site().action == "is_causal"
-    assert "flex_attention" not in _site().reason
-
-
-BROADCASTS = {
-    "values of one batch": ((2, 4), (1, 4)),
-    "values of one head": ((2, 4), (2, 1)),
-    "keys of one batch": ((1, 4), (2, 4)),
-    "keys of one head": ((2, 1), (2, 4)),
-    "both of one batch": ((1, 4), (1, 4)),
-    "crosswise": ((1, 4), (2, 1)),
-}
-
-
-def sink(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """A window and the first key: no band, few blocks."""
-    row, column = torch.arange(q.shape[2])[:, None], torch.arange(k.shape[2])[None, :]
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=(column <= row) & ((column > row - 100) | (column == 0)))
-
-
-@pytest.mark.parametrize("name", BROADCASTS)
-@pytest.mark.parametrize(("model", "length"), [(causal, 300), (sink, 1024)], ids=["short", "long"])
-def test_broadcast_keys_and_values_are_no_flex_attention(model: Model, length: int, name: str) -> None:
-    """The kernel goes by the key's batches and heads, and would read beyond a value that has fewer."""
-    q, (key, value) = torch.randn(2, 4, length, 16), (torch.randn(*s, length, 16) for s in BROADCASTS[name])
-    with torch.no_grad():
-        torch.testing.assert_close(_compiled(model)(q, key, value), model(q, key, value), atol=1e-5, rtol=1e-5)
     assert "flex_attention" not in _site().reason
 
 
