@@ -343,7 +343,8 @@ def _own_rows(tensor: fx.Node, ops: GraphOps) -> Any:
         return ops(torch.narrow, longer, 2, 0, ops.method("size", tensor, 2))
     batch, heads, rows, width = recorded.shape
     head = (rows + 1) * width
-    return ops(torch.as_strided, longer, (batch, heads, rows, width), (heads * head, head, width, 1))
+    ordered = ops(torch.clone, longer, memory_format=torch.contiguous_format)  # where the heads were innermost
+    return ops(torch.as_strided, ordered, (batch, heads, rows, width), (heads * head, head, width, 1))
 
 
 def _stored(tensor: fx.Node, sizes: list[Any], ops: GraphOps) -> Any:

@@ -158,13 +158,14 @@ class WindowViews:
         batch, heads, length, width = shape_of_node(tensor)
         if not isinstance(blocks, int) or not isinstance(length, int) or not isinstance(width, int):
             raise NotComputable("windows are views of a tensor with static sizes only")
-        total = windows.before + blocks * windows.block + windows.after
+        before = max(-front, 0)
+        behind = windows.before + blocks * windows.block + windows.after - before - length
+        # at least one row more than there are: Inductor takes a mere copy away, and as_strided of a view that starts
+        # inside other memory is then wrong in torch 2.11; so it is with other strides than these
+        room = [0, 0, before, max(behind, 0 if before else 1)]
+        total = before + length + room[-1]
         shape, dtype = (batch, heads, total, width), dtype_of_node(tensor)
-        room = [0, 0, max(-front, 0), total - max(-front, 0) - length]
-        padded = tensor
-        if any(room):
-            padded = self.emitter.call(_ATEN.constant_pad_nd.default, tensor, room, 0.0, shape=shape, dtype=dtype)
-        # as_strided counts on these strides, whatever those of the tensor were
+        padded = self.emitter.call(_ATEN.constant_pad_nd.default, tensor, room, 0.0, shape=shape, dtype=dtype)
         memory_format = torch.contiguous_format
         copy = self.emitter.call(_ATEN.clone.default, padded, memory_format=memory_format, shape=shape, dtype=dtype)
         rows = self._times(self._batch, self.emitter.size(tensor, 1))

@@ -334,6 +334,23 @@ def test_windows_are_views_that_share_memory(batch: int, length: int, capture: s
     same(done.run(x), model(x))
 
 
+def test_windows_are_views_of_memory_of_their_own(run_passes: Any, same: Any) -> None:
+    """Inductor takes a mere copy away, and views of what starts inside other memory were wrong in torch 2.11."""
+
+    class Part(SelfAttention):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x[1:])
+
+    model, x = Part(lambda x: window(x, 127)), torch.randn(2, 3, 512, 16)
+    done = run_passes(model, (x,), ALONE, "dynamo", False)
+    views = [n for n in done.variant.gm.graph.nodes if n.target is torch.ops.aten.as_strided.default]
+    assert [value_of(n.args[0]).shape[2] for n in views] == [513, 513]
+    same(done.run(x), model(x))
+    inductor = torch.compile(model, backend="attnlower", dynamic=False, options={"strict": True, "banded": "local"})
+    with torch.no_grad():
+        same(inductor(x), model(x))
+
+
 def test_windows_that_start_in_front_of_the_sequence_are_a_call_of_their_own(
     capture: str, run_passes: Any, same: Any, square_nodes: Any
 ) -> None:

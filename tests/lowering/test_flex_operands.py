@@ -69,6 +69,7 @@ def test_broadcast_keys_and_values_are_left_alone(name: str, attention: Model, l
 
 LAYOUTS: dict[str, Callable[[int], Tensor]] = {
     "side by side": lambda length: torch.randn(2, length, 4, WIDTH).transpose(1, 2),
+    "heads innermost": lambda length: torch.randn(2, length, WIDTH, 4).permute(0, 3, 1, 2),
     "one head for all": lambda length: torch.randn(2, 1, length, WIDTH).expand(2, 4, length, WIDTH),
     "turned": lambda length: torch.randn(2, 4, WIDTH, length).transpose(2, 3),
     "cut out": lambda length: torch.randn(2, 4, length + 5, WIDTH + 3)[:, :, 3:-2, 1:-2],
