@@ -19,23 +19,27 @@ class FlexSpeed(enum.Enum):
     """Classes of processors, by what was measured on one of each.
 
     SLOW: CPUs without AVX512.
-    FAIR: CPUs with AVX512, and other devices.
-    FAST: AMD's processors from family 26 on (Zen 5) with AVX512.
+    FAIR: AMD's processors with AVX512 before family 26.
+    FAST: AMD's processors with AVX512 from family 26 on (Zen 5).
+    UNKNOWN: CPUs of other makers with AVX512, and other devices, of which none was measured.
     """
 
     SLOW = enum.auto()
     FAIR = enum.auto()
     FAST = enum.auto()
+    UNKNOWN = enum.auto()
 
 
 def flex_speed(device: torch.device) -> FlexSpeed:
     """The class of the processor that a device is."""
     if device.type != "cpu":
-        return FlexSpeed.FAIR
+        return FlexSpeed.UNKNOWN
     if torch.backends.cpu.get_cpu_capability() != "AVX512":
         return FlexSpeed.SLOW
     vendor, family = vendor_and_family()
-    return FlexSpeed.FAST if vendor == "AuthenticAMD" and family >= 26 else FlexSpeed.FAIR
+    if vendor != "AuthenticAMD":
+        return FlexSpeed.UNKNOWN
+    return FlexSpeed.FAST if family >= 26 else FlexSpeed.FAIR
 
 
 @functools.cache

@@ -44,11 +44,11 @@ def fresh_dynamo() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def vectors(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Ways are chosen as on a CPU with AVX512, whatever these tests run on; sets another's instructions and family."""
+    """Ways are chosen as on one CPU with AVX512, whatever these tests run on; sets another's instructions and maker."""
 
-    def use(name: str, family: int = 0) -> None:
+    def use(name: str, family: int = 25, vendor: str = "AuthenticAMD") -> None:
         monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: name)
-        monkeypatch.setattr(processor, "vendor_and_family", lambda: ("AuthenticAMD", family))
+        monkeypatch.setattr(processor, "vendor_and_family", lambda: (vendor, family))
 
     use("AVX512")
     return use

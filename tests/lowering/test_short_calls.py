@@ -130,9 +130,11 @@ def test_neither_other_dtypes() -> None:
         assert not _takes_flex(causal, _qkv(dtype=torch.bfloat16))
 
 
-@pytest.mark.parametrize("vectors_of", ["AVX2", "DEFAULT"])
-def test_nor_other_processors(vectors_of: str, vectors: Callable[..., None]) -> None:
-    vectors(vectors_of)
+@pytest.mark.parametrize(
+    ("vectors_of", "vendor"), [("AVX2", "AuthenticAMD"), ("DEFAULT", ""), ("AVX512", "GenuineIntel")]
+)
+def test_nor_other_processors(vectors_of: str, vendor: str, vectors: Callable[..., None]) -> None:
+    vectors(vectors_of, family=26, vendor=vendor)
     with torch.no_grad():
         assert not _takes_flex(causal, _qkv())
         assert not _takes_flex(padded, [*_qkv(), _padding()])
