@@ -93,7 +93,8 @@ class _Ways:
         if not aligned or not self._is_short(site, causal=True):
             return None
         facts = found.predicate.facts
-        causal = Predicate(Causal().allowed(facts), None, Causal().allowed(facts), facts)
+        allowed = Causal().allowed(facts)
+        causal = Predicate(allowed, None, allowed, facts)
         if self.flex.obstacle(site, causal):
             return None
         site.emit = partial(self.flex.emit, predicate=causal)
