@@ -86,8 +86,8 @@ SHORT: Mapping[tuple[FlexSpeed, torch.dtype], Short] = {
 
 Measured with torch 2.13 on two cores (AMD EPYC), as flex_attention's time over the causal kernel's. FAST, 4 to 32 heads
 of 64 to 256, in float32: 0.59 to 0.69 at 512 queries, 0.81 to 0.86 at 1024, 0.92 to 0.97 at 2048, 0.99 to 1.02 at 4096;
-in bfloat16: 0.91 to 1.14 at 256, 0.77 to 0.99 at 448 and 512, 0.81 to 1.12 above. FAIR, 512 queries in float32 alone:
-0.77 to 0.93.
+in bfloat16: 0.91 to 1.14 at 256, 0.77 to 0.99 at 448 and 512, 0.81 to 1.12 above. FAIR, 512 queries in float32 alone,
+on an EPYC whose family was not written down: 0.77 to 0.93.
 """
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 import attnlower
 from attnlower.lowering.banded import processor
-from attnlower.lowering.plan import make_plan
+from attnlower.lowering.plan import Plan, make_plan
 from attnlower.lowering.targets import TARGETS
 
 Model = Callable[..., Tensor]
@@ -47,12 +47,6 @@ def below(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(q, k, v, attn_mask=positions[None, :] < positions[:, None])
 
 
-def sink(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """A window and the first key: no band, few blocks."""
-    row, column = torch.arange(q.shape[2])[:, None], torch.arange(k.shape[2])[None, :]
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=(column <= row) & ((column > row - 100) | (column == 0)))
-
-
 def _qkv(length: int = 300, *, kv_heads: int = 4, dtype: torch.dtype = torch.float32) -> list[Tensor]:
     return [torch.randn(2, heads, length, 16, dtype=dtype) for heads in (4, kv_heads, kv_heads)]
 
@@ -77,17 +71,22 @@ def _site() -> attnlower.AttentionSite:
     return attnlower.last_report().sites[0]
 
 
-def _takes_flex(model: Model, inputs: list[Tensor], *, dynamic: bool = False) -> bool:
-    """Whether every call of a model would be flex_attention; nothing is compiled."""
-    reports: list[attnlower.Report] = []
+def _plan(model: Model, inputs: list[Tensor], *, dynamic: bool = False) -> Plan:
+    """What the backend would do; nothing is compiled."""
+    plans: list[Plan] = []
 
     def backend(gm: torch.fx.GraphModule, example_inputs: list[Tensor]) -> object:
-        reports.append(make_plan(gm, TARGETS["inductor"], guard=False).report)
+        plans.append(make_plan(gm, TARGETS["inductor"], guard=False))
         return gm.forward
 
     torch.compile(model, backend=backend, dynamic=dynamic)(*inputs)
-    (report,) = reports
-    return all("flex_attention" in s.reason for s in report.sites)
+    (plan,) = plans
+    return plan
+
+
+def _takes_flex(model: Model, inputs: list[Tensor], *, dynamic: bool = False) -> bool:
+    """Whether every call of a model would be flex_attention."""
+    return all("flex_attention" in s.reason for s in _plan(model, inputs, dynamic=dynamic).report.sites)
 
 
 @pytest.mark.parametrize(("model", "kv_heads"), [(causal, 4), (grouped, 2), (grouped, 1), (repeated, 2)])
@@ -228,15 +227,7 @@ def test_a_way_that_is_chosen_is_kept() -> None:
 @pytest.mark.parametrize(("length", "written"), [(300, True), (2048, False)])
 def test_few_blocks_are_written_as_numbers(length: int, written: bool) -> None:
     """What only positions decide is not computed anew in every call where it is a handful of numbers."""
-    made: list[torch.fx.GraphModule] = []
-
-    def backend(gm: torch.fx.GraphModule, example_inputs: list[Tensor]) -> object:
-        plan = make_plan(gm, TARGETS["inductor"], guard=False)
-        made.append(plan.general.gm)
-        return gm.forward
-
     with torch.no_grad():
-        torch.compile(sink, backend=backend, dynamic=False)(*_qkv(length))
-    targets = {n.target for n in made[0].graph.nodes}
+        targets = {n.target for n in _plan(below, _qkv(length)).general.gm.graph.nodes}
     assert (torch.tensor in targets) is written
     assert (torch.argsort in targets) is not written
