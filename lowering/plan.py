@@ -17,7 +17,7 @@ from ..patterns.masks.full import Full
 from ..patterns.metadata import buffer_label, tensor_of
 from ..patterns.prover import Prover
 from ..patterns.sizes import ranges_of, traced_size
-from .passes.banded import chunks_without_data
+from .passes.banded import Ways
 from .passes.base import PassContext, Site
 from .passes.guard_padding import guard_obstacle
 from .passes.prefix_keys import may_cut_keys
@@ -88,6 +88,11 @@ def make_plan(
         settled = _settled(make_general()) if may_cut_keys(analysis, target) else frozenset()
         conditions += useful_conditions(gm, basis, target, settled=settled)
     guarded = build_variant(gm, basis, target, conditions) if conditions else None
+    if guarded is not None:
+        needed: tuple[AnyCondition, ...] = (*relied.conditions(), *_needed(guarded, conditions))
+        if len(needed) < len(conditions):  # what is not needed is not checked at every call
+            conditions = needed
+            guarded = build_variant(gm, basis, target, conditions) if conditions else None
     if guarded is not None:
         _note_conditions(guarded, relied.conditions())
     # what is said of a guarded variant needs no other to compare with, unless it reads buffers by their values
@@ -183,6 +188,12 @@ def _unchecked(analysis: Analysis, relied: Collection[str]) -> Analysis:
     return replace(analysis, sites=tuple(sites))
 
 
+def _needed(guarded: Variant, conditions: Collection[AnyCondition]) -> list[Condition]:
+    """The conditions on inputs that some call of a variant rests on."""
+    resting = [c for site in guarded.sites for c in site.conditions]
+    return [c for c in conditions if isinstance(c, Condition) and any(c.implies(r) for r in resting)]
+
+
 def _note_conditions(variant: Variant, conditions: tuple[ValueCondition, ...]) -> None:
     """Note at each rewritten site on which buffers the rewrite rests."""
     for site in variant.sites:
@@ -234,25 +245,21 @@ def useful_conditions(
         settled: calls for which it is not worth a check that their mask is full.
     """
     placeholders = {n.name for n in gm.graph.nodes if n.op == "placeholder"}
-    context = PassContext(gm, {n: n for n in gm.graph.nodes}, [], target, prover=analysis.prover)
+    sites = [Site(analysed, analysed.call.node) for analysed in analysis.sites]
+    context = PassContext(gm, {n: n for n in gm.graph.nodes}, sites, target, prover=analysis.prover)
+    ways = Ways(context, lambda condition: condition.node in placeholders)
     found: dict[Condition, None] = {}
-    seen: set[int] = set()
-    for analysed in analysis.sites:
-        classification = analysed.classification
+    for site in sites:
+        classification = site.analysis.classification
         if classification is None:
             continue
         if classification.guard is None:
-            if id(classification) in seen:
-                continue
-            seen.add(id(classification))
-            chunks = chunks_without_data(
-                context, Site(analysed, analysed.call.node), lambda condition: condition.node in placeholders
-            )
-            found.update(dict.fromkeys(chunks[1] if chunks is not None else ()))
+            simpler = ways.simpler(site)
+            found.update(dict.fromkeys(simpler[1] if simpler is not None else ()))
             continue
-        if analysed.call.node in settled and isinstance(classification.guard.template, Full):
+        if site.analysis.call.node in settled and isinstance(classification.guard.template, Full):
             continue
-        if guard_obstacle(context, Site(analysed, analysed.call.node)):
+        if guard_obstacle(context, site):
             continue
         if all(c.node in placeholders for c in classification.guard.conditions):
             found.update(dict.fromkeys(classification.guard.conditions))

@@ -36,7 +36,8 @@ class AttentionSite:
         reason: one sentence.
         witness: for a refuted mask, sizes, coordinates and inputs at which it differs from the nearest known mask.
         spelling: how the call is written in the graph ("sdpa", "eager", ...).
-        conditions: what a "guarded" action rests on, e.g. ``("attention_mask.all()",)``.
+        conditions: what a "guarded" action rests on, e.g. ``("attention_mask.all()",)``, or what lets a "banded" one do
+            without the input.
         predicate: the mask's meaning, which draws itself (`site.predicate.draw()`); None if it could not be read.
     """
 
@@ -212,7 +213,8 @@ def _site(
 ) -> AttentionSite:
     call, named = found.call, found.classification
     acting = guarded if guarded is not None and guarded.action != "keep" else general
-    action = "guarded" if acting.conditions else acting.action
+    always = acting.action == "banded" and general.action == "banded"  # the conditions only make it faster
+    action = "guarded" if acting.conditions and not always else acting.action
     if named is None:
         return AttentionSite(
             module=found.module,

@@ -4,7 +4,8 @@ Law: a key that a query may not attend to has no weight, so blocks of queries an
 be computed, and no S x S mask is needed where its formula says as much. Which blocks these are follows from the formula
 (`banded/block_mask.py`) or from a proved band around the diagonal (`patterns/bands.py`).
 
-Which of the ways that are open is taken (`banded/choice.py`) is a matter of speed.
+Which of the ways that are open is taken (`banded/choice.py`) is a matter of speed. Where the context's assumptions
+leave no data in a mask, positions alone decide: nothing is read for a pair, and no list of blocks depends on data.
 
 Near misses: a mask with a part that could not be read, a bias (it stays with the dense mask under flex_attention), an
 input that is written to between the mask and the call.
@@ -12,6 +13,7 @@ input that is written to between the mask and the call.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -22,6 +24,7 @@ from ...patterns.classify import Classification
 from ...patterns.conditions import Condition
 from ...patterns.expr import cells
 from ...patterns.masks.causal import Causal
+from ...patterns.masks.conjunction import kinds_of
 from ...patterns.masks.full import Full
 from ...patterns.masks.template import Alignment
 from ...patterns.metadata import tensor_of
@@ -52,18 +55,33 @@ class Banded:
         """Choose a way for every site that still has its mask."""
         if context.target.banded == "dense" or not context.sites:
             return PassResult(self.name)
-        ways = _Ways(context)
+        ways = Ways(context, lambda condition: any(a.implies(condition) for a in context.assumed))
         return for_each_site(context, self.name, lambda _, site: ways.rewrite(site))
 
 
+_Simpler = tuple[Classification, tuple[Condition, ...]]
+"""What a mask is under conditions, and these."""
+
+
 @dataclass
-class _Ways:
-    """The ways to compute the calls of one graph, with what is known of their masks."""
+class Ways:
+    """The ways to compute the calls of one graph, with what is known of their masks.
+
+    Attributes:
+        context: the graph, as it is before any of its calls is rewritten.
+        usable: says which conditions on inputs may be relied on.
+    """
 
     context: PassContext
-    formulas: dict[object, tuple[Predicate, Work | None]] = field(default_factory=dict)
-    bands: dict[object, Band | None] = field(default_factory=dict)
-    assumed: dict[int, tuple[Classification, tuple[Condition, ...]] | None] = field(default_factory=dict)
+    usable: Callable[[Condition], bool]
+    _formulas: dict[object, tuple[Predicate, Work | None]] = field(default_factory=dict, init=False)
+    _bands: dict[object, Band | None] = field(default_factory=dict, init=False)
+    _simpler: dict[int, _Simpler | None] = field(default_factory=dict, init=False)
+    _calls: Counter[int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Count the calls of each mask."""
+        self._calls = Counter(id(site.analysis.classification) for site in self.context.sites)
 
     @cached_property
     def flex(self) -> FlexCalls:
@@ -82,10 +100,35 @@ class _Ways:
             return self._causal(site, found)
         if found is None or not call.terms or site.action != "keep" or not site.canonical or site_obstacle(site):
             return None
-        chunks = self._assumed_chunks(site, found)
-        if chunks is not None:
-            return chunks
-        return self._by_blocks(site, found) if _is_read(found) else None
+        calls = self._calls[id(found)]
+        done = self._without_data(site, calls)
+        if done is not None:
+            return done
+        return self._by_blocks(site, found, calls) if _is_read(found) else None
+
+    def simpler(self, site: Site) -> _Simpler | None:
+        """What a call's mask is under usable conditions that leave no data in it, and these.
+
+        None if there are none, or if the mask is computed no faster then.
+        """
+        found = site.analysis.classification
+        if found is None:
+            return None
+        if id(found) not in self._simpler:
+            self._simpler[id(found)] = self._find_simpler(site, found)
+        return self._simpler[id(found)]
+
+    def _find_simpler(self, site: Site, found: Classification) -> _Simpler | None:
+        target = self.context.target
+        if target.banded == "dense" or not _may_lose_its_data(found):
+            return None
+        # before anything is proved
+        if target.banded == "auto" and work_of(self.context, site, found.predicate, self._least(site)) is None:
+            return None
+        simpler = without_data(site.analysis, self.context.prover, self.usable)
+        if simpler is None or not self._order(site, simpler[0], self._calls[id(found)]):
+            return None
+        return simpler
 
     def _causal(self, site: Site, found: Classification) -> str | None:
         """Short causal calls, for which flex_attention may be the faster kernel; None if it is not."""
@@ -107,15 +150,19 @@ class _Ways:
             return False
         return flex_is_faster_when_short(query, len(self.context.sites), causal=causal)
 
+    def _least(self, site: Site) -> int:
+        """Scores per head from which a call is looked at."""
+        return 0 if self.context.target.banded != "auto" or self._is_short(site) else LONG
+
     def _formula(self, site: Site, found: Classification) -> tuple[Predicate, Work | None]:
         """What is computed, and how much that is: the formula read, or the equal one proved if that leaves out more.
 
         transformers compares positions that are given (`position_ids[b, k] <= position_ids[b, q]`), and in packed
         documents that is proved to be `k <= q`, of which alone one sees which blocks it leaves out.
         """
-        least = 0 if self.context.target.banded != "auto" or self._is_short(site) else LONG
+        least = self._least(site)
         key = _key(found), least
-        if key not in self.formulas:
+        if key not in self._formulas:
             predicate, proved = found.predicate, found.proved_form
             work = work_of(self.context, site, predicate, least)
             if work is not None and proved is not None and proved is not predicate.allowed:
@@ -123,45 +170,40 @@ class _Ways:
                 known = work_of(self.context, site, other, least)
                 if known is not None and known.visited < work.visited:
                     predicate, work = other, known
-            self.formulas[key] = predicate, work
-        return self.formulas[key]
+            self._formulas[key] = predicate, work
+        return self._formulas[key]
 
-    def _assumed_chunks(self, site: Site, found: Classification) -> str | None:
-        """Plain chunks where the assumptions make them that; None if they do not, or nothing comes of it."""
-        if not self.context.assumed:
-            return None
-        if id(found) not in self.assumed:
-            self.assumed[id(found)] = chunks_without_data(self.context, site)
-        simpler = self.assumed[id(found)]
+    def _without_data(self, site: Site, calls: int) -> str | None:
+        """The call by blocks, where the assumptions leave no data in its mask; None if they do not, or it cannot be."""
+        simpler = self.simpler(site) if self.context.assumed else None
         if simpler is None:
             return None
         given, (classification, conditions) = site.analysis, simpler
         site.analysis = replace(given, classification=classification)
-        done = self._by_blocks(site, classification)
+        done = self._by_blocks(site, classification, calls)
         if not isinstance(done, str):
             site.analysis = given
             return None
         site.conditions = conditions
         return f"{done}, whenever {' and '.join(str(c) for c in conditions)}"
 
-    def _by_blocks(self, site: Site, found: Classification) -> str | Refusal | None:
+    def _by_blocks(self, site: Site, found: Classification, calls: int) -> str | Refusal | None:
         obstacles: list[str] = []
-        for way in self._order(site, found):
+        for way in self._order(site, found, calls):
             obstacle = self._obstacle(site, found, way)
             if not obstacle:
                 return self._take(site, found, way)
             obstacles.append(obstacle)
         return refuse(site, "; ".join(dict.fromkeys(obstacles))) if obstacles else None
 
-    def _order(self, site: Site, found: Classification) -> list[str]:
-        """The ways worth trying, the fastest first."""
+    def _order(self, site: Site, found: Classification, calls: int) -> list[str]:
+        """The ways worth trying for a mask of so many calls, the fastest first."""
         target, query = self.context.target, tensor_of(site.analysis.call.query)
         if target.banded != "auto":
             return [target.banded]
         _, work = self._formula(site, found)
         if work is None or query is None:
             return []
-        calls = sum(s.analysis.classification is found for s in self.context.sites)
         patient = calls <= FEW_CALLS or query.device.type != "cpu" or "packed" in found.kinds
         parted = bool(found.data) and not {"packed", "chunked"}.isdisjoint(found.kinds)
         faster = flex_is_faster(work, query.device, patient=patient, parted=parted)
@@ -179,9 +221,9 @@ class _Ways:
 
     def _band(self, found: Classification) -> Band | None:
         key = _key(found)
-        if key not in self.bands:
-            self.bands[key] = find_band(found, self.context.prover)
-        return self.bands[key]
+        if key not in self._bands:
+            self._bands[key] = find_band(found, self.context.prover)
+        return self._bands[key]
 
     def _obstacle(self, site: Site, found: Classification, way: str) -> str:
         if way == "flex":
@@ -201,37 +243,6 @@ class _Ways:
         return f"flex_attention{share}"
 
 
-def chunks_without_data(
-    context: PassContext, site: Site, usable: Callable[[Condition], bool] | None = None
-) -> tuple[Classification, tuple[Condition, ...]] | None:
-    """A mask that is chunks and nothing else under conditions, and these; None for others, or if nothing is gained.
-
-    Args:
-        context: the graph.
-        site: the call.
-        usable: says which conditions may be relied on; those that the context assumes by default.
-    """
-    found, target = site.analysis.classification, context.target
-    if found is None or "chunked" not in found.kinds or target.banded not in ("auto", "local"):
-        return None
-
-    work = work_of(context, site, found.predicate, LONG if target.banded == "auto" else 0)
-    if target.banded == "auto" and work is None:  # before anything is proved
-        return None
-
-    def assumed(condition: Condition) -> bool:
-        return any(a.implies(condition) for a in context.assumed)
-
-    simpler = without_data(site.analysis, context.prover, usable or assumed)
-    if simpler is None:
-        return None
-    band = find_band(simpler[0], context.prover)
-    if band is None or not band.chunk or not band.exact:
-        return None
-    worthwhile = target.banded == "local" or (work is not None and local_is_faster(work, band))
-    return simpler if worthwhile else None
-
-
 def _key(found: Classification) -> object:
     # the same additive value blocks in one dtype (-65504 in float16) and not in another: the formula counts, too
     return found.predicate.allowed, found.predicate.value, tuple(found.predicate.facts.extents.items())
@@ -242,3 +253,16 @@ def _is_read(found: Classification) -> bool:
     if isinstance(found.template, Full) and not found.data and not found.open:
         return False
     return all(c.payload.is_input for c in cells(found.predicate.allowed))
+
+
+def _may_lose_its_data(found: Classification) -> bool:
+    """True for a mask that is left with a structure when nothing is padded, whose chunks may move with the padding.
+
+    To ask of documents whether there is only one is not worth a check at every call.
+    """
+    if "packed" in found.kinds:
+        return False
+    if "chunked" in found.kinds:
+        return bool(found.data or found.open)
+    structured = found.template is not None and not isinstance(found.template, Full)
+    return structured and bool(found.data) and not found.open and kinds_of(*found.data) == {"padding"}

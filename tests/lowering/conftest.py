@@ -20,7 +20,9 @@ import attnlower
 from attnlower.lowering.api import _tensor_inputs
 from attnlower.lowering.banded import processor
 from attnlower.lowering.exported import lifted_constants, size_ranges, with_graph
+from attnlower.lowering.options import parse_options
 from attnlower.lowering.pipeline import PIPELINE, Variant, build_variant
+from attnlower.lowering.plan import Plan, make_plan
 from attnlower.lowering.targets import TARGETS, Target
 from attnlower.patterns import Analysis, analyze
 from attnlower.patterns.aliasing import op_name
@@ -492,6 +494,27 @@ def run_passes_fixture() -> Callable[..., PassRun]:
 def ops_fixture() -> Callable[..., Counter[str]]:
     """How often each op of a graph occurs."""
     return ops
+
+
+def planned(model: Callable[..., Any], args: Sequence[Any], *, dynamic: bool | None = False, **options: Any) -> Plan:
+    """What the backend would do with these options, without compiling anything."""
+    chosen = parse_options(options)
+    plans: list[Plan] = []
+
+    def backend(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
+        plans.append(make_plan(gm, chosen.target, guard=chosen.padding == "guard"))
+        return gm.forward
+
+    torch._dynamo.reset()
+    torch.compile(model, backend=backend, dynamic=dynamic, fullgraph=True)(*args)
+    (plan,) = plans
+    return plan
+
+
+@pytest.fixture(scope="session", name="planned")
+def planned_fixture() -> Callable[..., Plan]:
+    """What the backend would do, without compiling anything."""
+    return planned
 
 
 def same(left: Any, right: Any, tolerance: float = 1e-5) -> None:

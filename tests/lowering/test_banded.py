@@ -13,6 +13,7 @@ import attnlower
 from attnlower.lowering.banded.block_mask import BLOCK, blocks_of
 from attnlower.lowering.banded.compute import Scope
 from attnlower.lowering.banded.ops import EagerOps
+from attnlower.lowering.plan import Plan
 from attnlower.patterns import build
 
 S = 1024
@@ -295,7 +296,7 @@ def test_chunks_need_no_mask_while_nothing_is_padded() -> None:
         for mask in (torch.ones(2, S, dtype=torch.int64), _padding()):
             inputs = [*_qkv(), mask]
             torch.testing.assert_close(compiled(*inputs), padded_chunks(*inputs), atol=1e-5, rtol=1e-5)
-            assert _site().action == "guarded"
+            assert _site().action == "banded"
             assert "blocks of 128 queries with 128 keys each, causal, whenever (attention_mask == 1)" in _site().reason
 
 
@@ -341,7 +342,7 @@ def test_what_blocks_in_one_dtype_is_a_bias_in_another(half_first: bool) -> None
 
 
 @pytest.mark.parametrize(("layers", "action"), [(2, "banded"), (6, "keep")])
-def test_many_kernels_must_be_worth_their_compilation(layers: int, action: str) -> None:
+def test_many_kernels_must_be_worth_their_compilation(layers: int, action: str, planned: Callable[..., Plan]) -> None:
     """Causal with padding leaves out half: a gain in a few layers, and minutes of compilation in many."""
 
     def model(q: Tensor, k: Tensor, v: Tensor, attention_mask: Tensor) -> Tensor:
@@ -352,12 +353,14 @@ def test_many_kernels_must_be_worth_their_compilation(layers: int, action: str) 
         return q
 
     with torch.no_grad():
-        report = _planned(model, [*_qkv(), _padding()])
+        report = planned(model, [*_qkv(), _padding()], padding="keep").report
     assert {s.action for s in report.sites} == {action}
 
 
 @pytest.mark.parametrize("vectors_of", ["AVX512", "AVX2", "DEFAULT"])
-def test_flex_attention_must_leave_out_more_where_it_is_slow(vectors_of: str, vectors: Callable[..., None]) -> None:
+def test_flex_attention_must_leave_out_more_where_it_is_slow(
+    vectors_of: str, vectors: Callable[..., None], planned: Callable[..., Plan]
+) -> None:
     """Half is enough with AVX512, three quarters elsewhere; what data leave out is taken to be that much."""
     vectors(vectors_of)
 
@@ -375,7 +378,7 @@ def test_flex_attention_must_leave_out_more_where_it_is_slow(vectors_of: str, ve
         ("narrow", window, [_padding()]),
     ):
         with torch.no_grad():
-            (site,) = _planned(model, [*_qkv(), *data]).sites
+            (site,) = planned(model, [*_qkv(), *data], padding="keep").report.sites
         ways[name] = "flex" if "flex_attention" in site.reason else "local" if "queries" in site.reason else "dense"
     fast = vectors_of == "AVX512"
     assert ways == {
@@ -385,19 +388,3 @@ def test_flex_attention_must_leave_out_more_where_it_is_slow(vectors_of: str, ve
         "chunks by data": "flex",
         "narrow": "flex" if fast else "local",
     }
-
-
-def _planned(model: Attention, inputs: list[Tensor]) -> attnlower.Report:
-    """What the backend would do, without compiling it."""
-    from attnlower.lowering.plan import make_plan
-    from attnlower.lowering.targets import TARGETS
-
-    reports: list[attnlower.Report] = []
-
-    def backend(gm: torch.fx.GraphModule, example_inputs: list[Tensor]) -> object:
-        reports.append(make_plan(gm, TARGETS["inductor"], guard=False).report)
-        return gm.forward
-
-    torch._dynamo.reset()
-    torch.compile(model, backend=backend)(*inputs)
-    return reports[0]

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import attnlower
+from attnlower.lowering.plan import Plan
 
 SHORT, LONG, WIDTH = 300, 1024, 16
 Model = Callable[..., Tensor]
@@ -134,17 +135,8 @@ def test_what_is_done_to_the_result(name: str, attention: Model, length: int, dy
 
 
 @pytest.mark.parametrize(("layout", "copies"), [("side by side", 3), ("", 0)])
-def test_rows_are_brought_together_where_they_are_not(layout: str, copies: int) -> None:
-    from attnlower.lowering.plan import make_plan
-    from attnlower.lowering.targets import TARGETS
-
-    made: list[torch.fx.GraphModule] = []
-
-    def backend(gm: torch.fx.GraphModule, example_inputs: list[Tensor]) -> object:
-        made.append(make_plan(gm, TARGETS["inductor"], guard=False).general.gm)
-        return gm.forward
-
+def test_rows_are_brought_together_where_they_are_not(layout: str, copies: int, planned: Callable[..., Plan]) -> None:
     inputs = [LAYOUTS[layout](SHORT) if layout else torch.randn(2, 4, SHORT, WIDTH) for _ in range(3)]
     with torch.no_grad():
-        torch.compile(causal, backend=backend, dynamic=False)(*inputs)
-    assert sum(n.target is torch.as_strided for n in made[0].graph.nodes) == copies
+        program = planned(causal, inputs, padding="keep").general.gm
+    assert sum(n.target is torch.as_strided for n in program.graph.nodes) == copies

@@ -12,8 +12,7 @@ from torch import Tensor
 
 import attnlower
 from attnlower.lowering.banded import processor
-from attnlower.lowering.plan import Plan, make_plan
-from attnlower.lowering.targets import TARGETS
+from attnlower.lowering.plan import Plan
 
 Model = Callable[..., Tensor]
 
@@ -71,22 +70,16 @@ def _site() -> attnlower.AttentionSite:
     return attnlower.last_report().sites[0]
 
 
-def _plan(model: Model, inputs: list[Tensor], *, dynamic: bool = False) -> Plan:
-    """What the backend would do; nothing is compiled."""
-    plans: list[Plan] = []
-
-    def backend(gm: torch.fx.GraphModule, example_inputs: list[Tensor]) -> object:
-        plans.append(make_plan(gm, TARGETS["inductor"], guard=False))
-        return gm.forward
-
-    torch.compile(model, backend=backend, dynamic=dynamic)(*inputs)
-    (plan,) = plans
-    return plan
-
-
-def _takes_flex(model: Model, inputs: list[Tensor], *, dynamic: bool = False) -> bool:
+@pytest.fixture
+def takes_flex(planned: Callable[..., Plan]) -> Callable[..., bool]:
     """Whether every call of a model would be flex_attention."""
-    return all("flex_attention" in s.reason for s in _plan(model, inputs, dynamic=dynamic).report.sites)
+
+    def ask(model: Model, inputs: list[Tensor], *, dynamic: bool = False) -> bool:
+        with torch.no_grad():
+            sites = planned(model, inputs, dynamic=dynamic, padding="keep").report.sites
+        return all("flex_attention" in s.reason for s in sites)
+
+    return ask
 
 
 @pytest.mark.parametrize(("model", "kv_heads"), [(causal, 4), (grouped, 2), (grouped, 1), (repeated, 2)])
@@ -118,31 +111,29 @@ def test_padding(padding: str) -> None:
 
 
 @pytest.mark.parametrize("length", [191, 768])
-def test_other_lengths_have_faster_kernels(length: int) -> None:
-    with torch.no_grad():
-        assert not _takes_flex(causal, _qkv(length))
+def test_other_lengths_have_faster_kernels(length: int, takes_flex: Callable[..., bool]) -> None:
+    assert not takes_flex(causal, _qkv(length))
 
 
-def test_neither_other_dtypes() -> None:
-    with torch.no_grad():
-        assert _takes_flex(causal, _qkv())
-        assert not _takes_flex(causal, _qkv(dtype=torch.bfloat16))
+def test_neither_other_dtypes(takes_flex: Callable[..., bool]) -> None:
+    assert takes_flex(causal, _qkv())
+    assert not takes_flex(causal, _qkv(dtype=torch.bfloat16))
 
 
 @pytest.mark.parametrize(
     ("vectors_of", "vendor"), [("AVX2", "AuthenticAMD"), ("DEFAULT", ""), ("AVX512", "GenuineIntel")]
 )
-def test_nor_other_processors(vectors_of: str, vendor: str, vectors: Callable[..., None]) -> None:
+def test_nor_other_processors(
+    vectors_of: str, vendor: str, vectors: Callable[..., None], takes_flex: Callable[..., bool]
+) -> None:
     vectors(vectors_of, family=26, vendor=vendor)
-    with torch.no_grad():
-        assert not _takes_flex(causal, _qkv())
-        assert not _takes_flex(padded, [*_qkv(), _padding()])
+    assert not takes_flex(causal, _qkv())
+    assert not takes_flex(padded, [*_qkv(), _padding()])
 
 
-def test_nor_lengths_that_are_not_known() -> None:
-    with torch.no_grad():
-        assert not _takes_flex(causal, _qkv(), dynamic=True)
-        assert not _takes_flex(padded, [*_qkv(), _padding()], dynamic=True)
+def test_nor_lengths_that_are_not_known(takes_flex: Callable[..., bool]) -> None:
+    assert not takes_flex(causal, _qkv(), dynamic=True)
+    assert not takes_flex(padded, [*_qkv(), _padding()], dynamic=True)
 
 
 @pytest.mark.parametrize(
@@ -157,24 +148,28 @@ def test_nor_lengths_that_are_not_known() -> None:
     ],
 )
 def test_where_it_is_fast(
-    dtype: torch.dtype, length: int, expected: tuple[bool, bool], vectors: Callable[..., None]
+    dtype: torch.dtype,
+    length: int,
+    expected: tuple[bool, bool],
+    vectors: Callable[..., None],
+    takes_flex: Callable[..., bool],
 ) -> None:
     vectors("AVX512", family=26)
     inputs = _qkv(length, dtype=dtype)
-    with torch.no_grad():
-        assert (_takes_flex(causal, inputs), _takes_flex(padded, [*inputs, _padding(length)])) == expected
+    assert (takes_flex(causal, inputs), takes_flex(padded, [*inputs, _padding(length)])) == expected
 
 
 @pytest.mark.parametrize(("family", "width", "expected"), [(25, 512, False), (26, 512, True), (26, 511, False)])
-def test_windows_or_flex_attention(family: int, width: int, expected: bool, vectors: Callable[..., None]) -> None:
+def test_windows_or_flex_attention(
+    family: int, width: int, expected: bool, vectors: Callable[..., None], takes_flex: Callable[..., bool]
+) -> None:
     vectors("AVX512", family=family)
 
     def window(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         row, column = torch.arange(q.shape[2])[:, None], torch.arange(k.shape[2])[None, :]
         return F.scaled_dot_product_attention(q, k, v, attn_mask=(column <= row) & (column > row - width))
 
-    with torch.no_grad():
-        assert _takes_flex(window, _qkv(2048)) is expected
+    assert takes_flex(window, _qkv(2048)) is expected
 
 
 def test_the_family_is_read_from_linux(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -193,14 +188,13 @@ def test_the_family_is_read_from_linux(monkeypatch: pytest.MonkeyPatch, tmp_path
 
 
 @pytest.mark.parametrize(("calls", "expected"), [(4, True), (5, False)])
-def test_every_call_is_a_kernel_to_compile(calls: int, expected: bool) -> None:
+def test_every_call_is_a_kernel_to_compile(calls: int, expected: bool, takes_flex: Callable[..., bool]) -> None:
     def model(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         for _ in range(calls):
             q = causal(q, k, v)
         return q
 
-    with torch.no_grad():
-        assert _takes_flex(model, _qkv()) is expected
+    assert takes_flex(model, _qkv()) is expected
 
 
 def test_training() -> None:
@@ -225,9 +219,9 @@ def test_a_way_that_is_chosen_is_kept() -> None:
 
 
 @pytest.mark.parametrize(("length", "written"), [(300, True), (2048, False)])
-def test_few_blocks_are_written_as_numbers(length: int, written: bool) -> None:
+def test_few_blocks_are_written_as_numbers(length: int, written: bool, planned: Callable[..., Plan]) -> None:
     """What only positions decide is not computed anew in every call where it is a handful of numbers."""
     with torch.no_grad():
-        targets = {n.target for n in _plan(below, _qkv(length)).general.gm.graph.nodes}
+        targets = {n.target for n in planned(below, _qkv(length)).general.gm.graph.nodes}
     assert (torch.tensor in targets) is written
     assert (torch.argsort in targets) is not written
