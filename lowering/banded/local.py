@@ -46,6 +46,7 @@ from ..passes.fold_repeat_kv import fold_heads
 from ..passes.nonempty_rows import no_row_is_empty
 from ..passes.sharing import Shared
 from ..passes.writes import Writes
+from ..target import Target
 from .compute import NotComputable
 from .operands import operands_obstacle
 from .size_symbols import Place, size_places
@@ -140,27 +141,6 @@ class LocalCalls:
             return str(problem)
         return ""
 
-    def may_overlap(self, site: Site, band: Band) -> bool:
-        """True if windows of keys may be views that share memory.
-
-        Such views are (n, B * H, keys, E): a mask that differs from row to row, or by head, has no place there.
-        """
-        args = canonical_arguments(site.node)
-        if coords(*_formulas(_predicate(site))) & {"b", "h"} and not _one_row(args["query"]):
-            return False
-        operands = [tensor_of(args[name]) for name in ("query", "key", "value")]
-        return (
-            self._context.target.overlapping_keys
-            and not band.chunk
-            and all(
-                t is not None
-                and t.device.type == "cpu"
-                and not t.requires_grad  # the gradient of such views is summed element by element
-                and all(static_size(n) is not None for n in t.shape[1:])
-                for t in operands
-            )
-        )
-
     def rewrite(self, site: Site, band: Band) -> str:
         """Put attention over windows in the place of a call without an obstacle; says what was done.
 
@@ -213,7 +193,7 @@ class LocalCalls:
         tensors: Mapping[str, fx.Node],
         holders: Mapping[str, Place],
     ) -> _Written:
-        found = cut(emitter, query, band, overlapping=self.may_overlap(site, band))
+        found = cut(emitter, query, band, overlapping=may_overlap(self._context.target, site, band))
         mask = mask_on_windows(_predicate(site), band, found.windows)
         values: dict[str, Any] = {
             n: node if axis is None else emitter.size(node, axis) for n, (node, axis) in holders.items()
@@ -254,7 +234,7 @@ class LocalCalls:
         extents = tuple(predicate.facts.extents.items())
         shape = shape_of(query)[:3] if query is not None else ()
         device = query.device if query is not None else None
-        overlapping = self.may_overlap(site, band)
+        overlapping = may_overlap(self._context.target, site, band)
         return predicate.allowed, predicate.bias, extents, shape, band, _mask_dtype(site), device, overlapping
 
     def _tensors(self, predicate: Predicate) -> dict[str, fx.Node]:
@@ -316,6 +296,33 @@ def _call(old: fx.Node, operands: list[fx.Node], args: dict[str, Any]) -> fx.Nod
     new.meta[key] = fake_of_shape(recorded, shape, recorded.dtype)
     new.meta.pop("tensor_meta", None)
     return new
+
+
+def may_overlap(target: Target, site: Site, band: Band) -> bool:
+    """True if the windows of keys that a call meets may be views that share memory.
+
+    Such views are (n, B * H, keys, E): a mask that differs from row to row, or by head, has no place there.
+
+    Args:
+        target: the backend to be served.
+        site: the call.
+        band: what a query sees.
+    """
+    call = site.analysis.call
+    if coords(*_formulas(_predicate(site))) & {"b", "h"} and not _one_row(call.query):
+        return False
+    operands = [tensor_of(n) for n in (call.query, call.key, call.value)]
+    return (
+        target.overlapping_keys
+        and not band.chunk
+        and all(
+            t is not None
+            and t.device.type == "cpu"
+            and not t.requires_grad  # the gradient of such views is summed element by element
+            and all(static_size(n) is not None for n in t.shape[1:])
+            for t in operands
+        )
+    )
 
 
 def _one_row(query: fx.Node) -> bool:

@@ -39,7 +39,7 @@ from ..banded.choice import (
     local_is_faster,
 )
 from ..banded.flex import FlexCalls
-from ..banded.local import LocalCalls
+from ..banded.local import LocalCalls, may_overlap
 from ..banded.work import Work, work_of
 from ..result import PassResult, Refusal
 from .base import PassContext, Site, for_each_site, refuse, site_obstacle
@@ -213,7 +213,7 @@ class Ways:
         # compiled for a size that is not known, windows take Inductor minutes
         known = not target.flex or found.predicate.facts.extents["q"].is_const
         band = self._band(found) if known else None
-        overlapping = self.local.may_overlap(site, band) if band is not None else False
+        overlapping = band is not None and may_overlap(target, site, band)
         if band is not None and local_is_faster(work, band, overlapping=overlapping):
             first = local_beats_flex(band, query, calls, overlapping=overlapping)
             ways.insert(0 if first else len(ways), "local")
