@@ -78,7 +78,7 @@ def comparison(capacity: int, length: int, dtype: torch.dtype, device: torch.dev
     """All variants of STEPS steps from a length on, each with a cache of its own, filled alike."""
     model = models.build(TINY, dtype, device)
     held = -(-(length + STEPS) // BUCKET) * BUCKET
-    twin = models.build(TINY, dtype, device)
+    twin = _twin(model)
     cut_attention(twin, held)
     run = Steps(model, length)
     variants: dict[str, Callable[[], torch.Tensor]] = {
@@ -87,7 +87,7 @@ def comparison(capacity: int, length: int, dtype: torch.dtype, device: torch.dev
         "cut keys": run.on(torch.compile(twin, dynamic=False), capacity),
     }
     if capacity != SMALLEST and length + STEPS <= SMALLEST:
-        again = models.build(TINY, dtype, device)
+        again = _twin(model)
         variants[f"attnlower, capacity {SMALLEST}"] = run.on(
             torch.compile(again, backend="attnlower", dynamic=False), SMALLEST
         )
@@ -109,6 +109,14 @@ def comparison(capacity: int, length: int, dtype: torch.dtype, device: torch.dev
         work=Work(STEPS * (2.0 * parameters + 4.0 * reach), STEPS * size * (parameters + 2.0 * reach)),
         notes=lambda: {"attnlower": decisions()},
     )
+
+
+def _twin(model: Any) -> Any:
+    """Another model with the same parameters, in the same memory: no variant finds them colder than the others do."""
+    device = next(model.parameters()).device
+    twin = models.build(TINY, model.dtype, device)
+    twin.load_state_dict(model.state_dict(), assign=True)
+    return twin
 
 
 class Steps:
