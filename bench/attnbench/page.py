@@ -23,7 +23,8 @@ cd bench && python -m attnbench --suite sliding --lengths 4096 --dtypes float32 
 ```
 
 All variants of a row run in one process, each once per round, in orders in which every variant comes equally often
-first and directly after each other one (it finds in the caches what that one left). Times are medians with quartiles.
+first and directly after each other one, from round to round, too (it finds in the caches what that one left). Times
+are medians with quartiles.
 Ratios are taken within a round, then their median. Each variant's output is checked first
 (float32: at most 1e-5 from eager; narrower: error to float64 at most 1.2 times eager's, root mean square); a variant
 that is wrong is refused and has no time. The mask of every attention call is made inside the compiled call by
