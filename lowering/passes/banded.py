@@ -18,6 +18,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 
+from torch import fx
+
 from ...patterns.bands import Band, find_band
 from ...patterns.calls.canonical import canonical_arguments
 from ...patterns.classify import Classification
@@ -77,11 +79,13 @@ class Ways:
     _formulas: dict[object, tuple[Predicate, Work | None]] = field(default_factory=dict, init=False)
     _bands: dict[object, Band | None] = field(default_factory=dict, init=False)
     _simpler: dict[int, _Simpler | None] = field(default_factory=dict, init=False)
-    _calls: Counter[int] = field(init=False)
+    _calls: dict[fx.Node, int] = field(init=False)
 
     def __post_init__(self) -> None:
-        """Count the calls of each mask."""
-        self._calls = Counter(id(site.analysis.classification) for site in self.context.sites)
+        """Count, for each call, those with its mask."""
+        found = [(site.analysis.call.node, id(site.analysis.classification)) for site in self.context.sites]
+        counts = Counter(mask for _, mask in found)
+        self._calls = {call: counts[mask] for call, mask in found}
 
     @cached_property
     def flex(self) -> FlexCalls:
@@ -100,11 +104,10 @@ class Ways:
             return self._causal(site, found)
         if found is None or not call.terms or site.action != "keep" or not site.canonical or site_obstacle(site):
             return None
-        calls = self._calls[id(found)]
-        done = self._without_data(site, calls)
+        done = self._without_data(site)
         if done is not None:
             return done
-        return self._by_blocks(site, found, calls) if _is_read(found) else None
+        return self._by_blocks(site, found) if _is_read(found) else None
 
     def simpler(self, site: Site) -> _Simpler | None:
         """What a call's mask is under usable conditions that leave no data in it, and these.
@@ -126,7 +129,7 @@ class Ways:
         if target.banded == "auto" and work_of(self.context, site, found.predicate, self._least(site)) is None:
             return None
         simpler = without_data(site.analysis, self.context.prover, self.usable)
-        if simpler is None or not self._order(site, simpler[0], self._calls[id(found)]):
+        if simpler is None or not self._order(site, simpler[0]):
             return None
         return simpler
 
@@ -173,32 +176,33 @@ class Ways:
             self._formulas[key] = predicate, work
         return self._formulas[key]
 
-    def _without_data(self, site: Site, calls: int) -> str | None:
+    def _without_data(self, site: Site) -> str | None:
         """The call by blocks, where the assumptions leave no data in its mask; None if they do not, or it cannot be."""
         simpler = self.simpler(site) if self.context.assumed else None
         if simpler is None:
             return None
         given, (classification, conditions) = site.analysis, simpler
         site.analysis = replace(given, classification=classification)
-        done = self._by_blocks(site, classification, calls)
+        done = self._by_blocks(site, classification)
         if not isinstance(done, str):
             site.analysis = given
             return None
         site.conditions = conditions
         return f"{done}, whenever {' and '.join(str(c) for c in conditions)}"
 
-    def _by_blocks(self, site: Site, found: Classification, calls: int) -> str | Refusal | None:
+    def _by_blocks(self, site: Site, found: Classification) -> str | Refusal | None:
         obstacles: list[str] = []
-        for way in self._order(site, found, calls):
+        for way in self._order(site, found):
             obstacle = self._obstacle(site, found, way)
             if not obstacle:
                 return self._take(site, found, way)
             obstacles.append(obstacle)
         return refuse(site, "; ".join(dict.fromkeys(obstacles))) if obstacles else None
 
-    def _order(self, site: Site, found: Classification, calls: int) -> list[str]:
-        """The ways worth trying for a mask of so many calls, the fastest first."""
+    def _order(self, site: Site, found: Classification) -> list[str]:
+        """The ways worth trying, the fastest first."""
         target, query = self.context.target, tensor_of(site.analysis.call.query)
+        calls = self._calls[site.analysis.call.node]
         if target.banded != "auto":
             return [target.banded]
         _, work = self._formula(site, found)
